@@ -1,0 +1,161 @@
+"""Paths from one root, and the named recipes. Importing this module changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DATASET_INFO = ROOT / "dataset_info"
+DEMO_ROOT = DATASET_INFO / "demo"
+UCF101_ROOT = DATASET_INFO / "dataset"
+RESULTS = ROOT / "results"
+CACHE = ROOT / ".cache"
+
+CLASSES = ("PullUps", "Punch", "PushUps")
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a set of weights wants to see: it follows the weights, never the notebook.
+
+    `resize` is the shorter side in pixels, or (height, width); `crop` the side of the square crop in pixels;
+    `mean` and `std` are per RGB channel, for values in [0, 1].
+    """
+
+    resize: int | tuple[int, int] = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how one CNN is trained and tested, apart from data, weights and seed.
+
+    sampling: `window` (contiguous frames), `segments` (one frame from each of `num_frames` equal segments) or
+        `time` (`num_frames` frames at `frame_rate` frames a second).
+    trained: `all` (every layer), `stage` (the last stage and the head) or `head`. What is not trained is a
+        frozen trunk; with `cache` its activations are computed once for each of `train_views` augmented views of
+        a training clip, and kept.
+    preprocessing: `weights` (what the weights were trained with) or `seed` (224, ImageNet statistics).
+    augmentation: drawn once a `clip`, or once a `frame` (the seed's mistake, kept for comparison).
+    frozen_batchnorm: `eval` (statistics never move) or `update` (the seed's mistake).
+    schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
+    test_clips: clips a video whose probabilities are averaged in the test.
+    """
+
+    name: str
+    kind: str
+    num_frames: int
+    sampling: str
+    frame_rate: float | None = None
+    preprocessing: str = "weights"
+    augmentation: str = "clip"
+    trained: str = "stage"
+    cache: bool = True
+    train_views: int = 3
+    frozen_batchnorm: str = "eval"
+    pooling: str = "avg"
+    dropout: float = 0.5
+    label_smoothing: float = 0.1
+    optimizer: str = "adamw"
+    lr: float = 5e-4
+    weight_decay: float = 1e-2
+    schedule: str = "cosine"
+    epochs: int = 12
+    patience: int = 4
+    batch_size: int = 8
+    test_clips: int = 3
+
+    def to_dict(self) -> dict:
+        """The recipe as plain types, for JSON."""
+        return dataclasses.asdict(self)
+
+
+_SEED = dict(
+    name="seed", sampling="window", preprocessing="seed", augmentation="frame", cache=False, train_views=1,
+    frozen_batchnorm="update", label_smoothing=0.9, optimizer="adam", lr=1e-4, weight_decay=1e-4, schedule="step",
+    epochs=8, test_clips=1,
+)
+
+RECIPES = {
+    ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, sampling="segments"),
+    ("recommended", "3d"): Recipe("recommended", "3d", num_frames=16, sampling="time", frame_rate=15.0),
+    ("seed", "2d"): Recipe(kind="2d", num_frames=20, trained="all", batch_size=4, patience=3, **_SEED),
+    ("seed", "3d"): Recipe(kind="3d", num_frames=16, trained="head", batch_size=2, patience=4, **_SEED),
+}
+
+
+def get_recipe(name: str, kind: str, **changes) -> Recipe:
+    """The named recipe of a kind (`2d` or `3d`), with fields replaced by `changes`.
+
+    Raises:
+        ValueError: no such recipe, kind or field; the message lists what there is.
+    """
+    if (name, kind) not in RECIPES:
+        known = ", ".join(sorted({n for n, _ in RECIPES}))
+        raise ValueError(f"no recipe {name!r} for kind {kind!r}: recipes are {known}; kinds are 2d, 3d")
+    unknown = set(changes) - {f.name for f in dataclasses.fields(Recipe)}
+    if unknown:
+        raise ValueError(f"a recipe has no field {', '.join(sorted(unknown))}")
+    return dataclasses.replace(RECIPES[name, kind], **changes)
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Where one CNN's results lie below a data set's results root: the seed's own names.
+
+    `kind` is `2d` or `3d`; `backbone` names the network in picture names (the seed's are resnet18, resnet3d).
+    """
+
+    root: Path
+    kind: str
+    backbone: str
+
+    @property
+    def model_name(self) -> str:
+        return f"{self.kind}-cnn"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "saved_models/deep_learning" / f"best_{self.model_name}.pth"
+
+    @property
+    def sidecar(self) -> Path:
+        return self.checkpoint.with_suffix(".json")
+
+    @property
+    def last(self) -> Path:
+        """The state of an unfinished training."""
+        return self.checkpoint.with_name(f"last_{self.model_name}.pth")
+
+    @property
+    def stats(self) -> Path:
+        return self.root / "stats_deep_learning" / f"stats_{self.kind}.json"
+
+    def array(self, what: str) -> Path:
+        """`train_time`, `inf_time`, `model_size`, `preds` or `labels`."""
+        return self.stats.with_name(f"{what}_{self.kind}.npy")
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions" / f"{self.model_name}.csv"
+
+    @property
+    def confusion_matrix(self) -> Path:
+        return self.root / "confusion_matrices/deep_learning" / f"{self.kind}_{self.backbone}_confusion_matrix.png"
+
+    def curve(self, what: str) -> Path:
+        """`loss` or `accuracy`."""
+        return self.root / "performance_plots/deep_learning" / f"{self.kind}_cnn_{what}_curve.png"
+
+    @property
+    def error_strip(self) -> Path:
+        return self.root / "feature_visualizations" / f"{self.kind}_cnn_errors.png"

@@ -1,0 +1,824 @@
+"""Renders the embedded data set: three actions, drawn in UCF-101's own form, with no assets and no download.
+
+Clips are `<root>/<Class>/v_<Class>_gNN_cNN.avi`, XviD, 320x240 at 25 frames a second, 2 to 4 s long. A group
+shares its people, scene and bar; its clips differ in phase, speed, framing, mirroring, shake, light, noise.
+Scenes, clothes, bystanders, clip lengths and light come from the same distributions for every class, and
+bars, bags, ropes and mats stand in all of them, so that only the action tells the classes apart.
+
+A stage of 800x600 pixels is painted once a clip; people are drawn onto a copy of it for every frame, and a
+camera turns it into a frame. Points are (x, y) in stage pixels, y down; colours are RGB, 0 to 255.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from config import CLASSES, DEMO_ROOT
+
+VERSION = 1
+STALE_SECONDS = 60  # no clip takes that long: an older temporary file is a killed run's
+HEIGHT, WIDTH, FPS = 240, 320, 25
+MIN_FRAMES, MAX_FRAMES = 50, 100
+STAGE_H, STAGE_W, GROUND = 600, 800, 490
+SKINS = ((250, 214, 186), (232, 186, 150), (205, 150, 112), (160, 108, 76), (118, 78, 56), (84, 56, 42))
+HAIRS = ((30, 24, 22), (62, 42, 30), (104, 68, 40), (176, 134, 78), (120, 116, 112))
+ARC = np.linspace(-np.pi / 2, np.pi / 2, 7)
+CIRCLE = np.stack([np.cos(np.arange(14) * np.pi / 7), np.sin(np.arange(14) * np.pi / 7)], axis=1)
+
+# Head outlines in head radii, x to the face's side, y down.
+SIDE_FACE = np.array([
+    (-.75, -.2), (-.6, -.75), (0, -1), (.55, -.8), (.74, -.3), (.76, -.1), (.98, .2), (.78, .3), (.8, .5),
+    (.68, .62), (.7, .88), (.35, 1.02), (-.1, .75), (-.55, .6)])
+SIDE_HAIR = np.array([
+    (-.82, .2), (-.88, -.3), (-.62, -.9), (0, -1.14), (.6, -.95), (.82, -.45), (.45, -.52), (.12, -.42),
+    (.05, -.05), (-.15, .1), (-.3, .45), (-.6, .6)])
+FRONT_FACE = np.array([
+    (-.74, -.3), (-.55, -.85), (0, -1.05), (.55, -.85), (.74, -.3), (.68, .3), (.42, .85), (0, 1.04),
+    (-.42, .85), (-.68, .3)])
+CROWN = [(-.84, -.45), (-.58, -.95), (0, -1.16), (.58, -.95), (.84, -.45)]
+FRONT_HAIR = np.array([(-.8, .05), *CROWN, (.8, .05), (.66, -.35), (.3, -.55), (-.3, -.5), (-.66, -.35)])
+BACK_HAIR = np.array([(-.8, .1), *CROWN, (.8, .1), (.5, .7), (-.5, .7)])
+HEADS = {1: (SIDE_FACE, SIDE_HAIR), 0: (FRONT_FACE, FRONT_HAIR), -1: (FRONT_FACE, BACK_HAIR)}
+
+
+# Drawing
+
+
+def point(x: float, y: float) -> np.ndarray:
+    return np.array([x, y], dtype=float)
+
+
+def tint(colour, factor: float) -> tuple[float, ...]:
+    """A colour made darker (factor below 1) or lighter."""
+    return tuple(min(255.0, channel * factor) for channel in colour)
+
+
+def random_colour(rng, saturation=(0.15, 0.85), value=(0.2, 0.95)) -> tuple[float, ...]:
+    """Any hue but skin's."""
+    hsv = rng.uniform(0.11, 1), rng.uniform(*saturation), rng.uniform(*value)
+    return tuple(255 * channel for channel in colorsys.hsv_to_rgb(*hsv))
+
+
+def polygon(image, points, colour) -> None:
+    cv2.fillPoly(image, [np.rint(np.asarray(points) * 8).astype(np.int32)], colour, cv2.LINE_AA, 3)
+
+
+def line(image, a, b, colour, thickness=1) -> None:
+    a, b = (tuple(int(round(float(v) * 8)) for v in p) for p in (a, b))
+    cv2.line(image, a, b, colour, thickness, cv2.LINE_AA, 3)
+
+
+def rectangle(image, x0, y0, x1, y1, colour) -> None:
+    cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), colour, -1)
+
+
+def capsule(a, b, ra, rb, bulge=0.0) -> np.ndarray:
+    """Outline of a tapered limb from `a` (radius ra) to `b` (radius rb), thicker at 40 % of it by `bulge`."""
+    along = b - a
+    angle = np.arctan2(along[1], along[0])
+    ends = np.concatenate([angle + np.pi + ARC, angle + ARC])
+    unit = np.stack([np.cos(ends), np.sin(ends)], axis=1)
+    tail, tip = a + ra * unit[:7], b + rb * unit[7:]
+    side = (0.6 * ra + 0.4 * rb) * (1 + bulge) * unit[7]
+    middle = a + 0.4 * along
+    return np.concatenate([tail, [middle + side], tip, [middle - side]])
+
+
+def limb(image, a, b, ra, rb, colour, bulge=0.0) -> None:
+    """A tapered limb, lit from the upper left."""
+    light = point(-0.2, -0.2)
+    polygon(image, capsule(a, b, ra, rb, bulge), tint(colour, 0.68))
+    polygon(image, capsule(a + light * ra, b + light * rb, ra * 0.72, rb * 0.72, bulge), colour)
+
+
+def ball(image, centre, radius, colour) -> None:
+    polygon(image, centre + radius * CIRCLE, tint(colour, 0.68))
+    polygon(image, centre - 0.2 * radius + 0.72 * radius * CIRCLE, colour)
+
+
+def hull(image, centres, radii, colour) -> None:
+    """The convex hull of circles: a torso or a pelvis, lit from the upper left."""
+    radii = radii[:, None, None]
+    for factor, scale, shift in ((0.68, 1.0, 0.0), (1.0, 0.76, 0.2)):
+        rims = np.asarray(centres)[:, None] + radii * (scale * CIRCLE - shift)
+        polygon(image, cv2.convexHull(np.float32(rims.reshape(-1, 2)))[:, 0], tint(colour, factor))
+
+
+def shadow(image, x, y, rx, ry, strength=0.5) -> None:
+    """A soft dark ellipse on the ground."""
+    x0, x1 = max(0, int(x - rx)), min(STAGE_W, int(x + rx))
+    y0, y1 = max(0, int(y - ry)), min(STAGE_H, int(y + ry))
+    if x0 < x1 and y0 < y1:
+        across, down = (np.arange(x0, x1) - x) / rx, (np.arange(y0, y1) - y) / ry
+        depth = 1 - strength * np.clip(1 - across**2 - down[:, None] ** 2, 0, 1)
+        image[y0:y1, x0:x1] = image[y0:y1, x0:x1] * depth[..., None].astype(np.float32)
+
+
+# People
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person's looks; `unit` is an eighth of the body height in pixels, and every length a multiple."""
+
+    unit: float
+    build: float
+    skin: tuple
+    hair: tuple
+    style: str
+    top: str
+    shirt: tuple
+    shorts: tuple
+    long_legs: bool
+    shoes: tuple
+    gloves: tuple
+
+
+@dataclass
+class Pose:
+    """Joints in pixels; pairs are (far or left, near or right) x (x, y). `face`: 1 side, 0 front, -1 back.
+
+    `flip` is -1 for somebody who faces left; `up` points from chin to crown.
+    """
+
+    neck: np.ndarray
+    head: np.ndarray
+    up: np.ndarray
+    shoulders: np.ndarray
+    elbows: np.ndarray
+    hands: np.ndarray
+    hips: np.ndarray
+    knees: np.ndarray
+    ankles: np.ndarray
+    toes: np.ndarray
+    face: int = 1
+    flip: int = 1
+
+
+def random_person(rng) -> Person:
+    return Person(
+        unit=rng.uniform(33, 37), build=rng.uniform(0.88, 1.2), skin=SKINS[rng.integers(len(SKINS))],
+        hair=HAIRS[rng.integers(len(HAIRS))], style=rng.choice(["short", "short", "bald", "cap", "long"]),
+        top=rng.choice(["bare", "tank", "tee"]), shirt=random_colour(rng), shorts=random_colour(rng),
+        long_legs=rng.random() < 0.35, shoes=random_colour(rng, (0, 0.6)), gloves=random_colour(rng, (0.6, 1)))
+
+
+def reach(start, target, upper, lower, side) -> tuple[np.ndarray, np.ndarray]:
+    """Two-bone inverse kinematics: the middle joint and the end, which stops at the limb's full length."""
+    along = target - start
+    distance = max(float(np.hypot(*along)), 1e-6)
+    along = along / distance
+    distance = min(max(distance, abs(upper - lower) + 1.0), 0.998 * (upper + lower))
+    forward = (upper**2 - lower**2 + distance**2) / (2 * distance)
+    sideways = side * np.sqrt(max(upper**2 - forward**2, 0.0))
+    return start + forward * along + sideways * point(-along[1], along[0]), start + distance * along
+
+
+def draw_arm(image, person: Person, pose: Pose, i: int, gloves=False) -> None:
+    u, k = person.unit, person.build
+    dim = 0.8 if pose.face == 1 and i == 0 else 1.0
+    shoulder, elbow, hand = pose.shoulders[i], pose.elbows[i], pose.hands[i]
+    skin = tint(person.skin, dim)
+    limb(image, shoulder, elbow, 0.36 * k * u, 0.25 * k * u, skin, 0.1)
+    limb(image, elbow, hand, 0.26 * k * u, 0.17 * u, skin, 0.12)
+    if person.top == "tee":
+        sleeve = shoulder + 0.5 * (elbow - shoulder)
+        limb(image, shoulder, sleeve, 0.42 * k * u, 0.38 * k * u, tint(person.shirt, dim))
+    if gloves:
+        wrist = hand - 0.35 * (hand - elbow)
+        limb(image, wrist, hand, 0.26 * u, 0.3 * u, tint(person.gloves, 0.6 * dim))
+        ball(image, hand, 0.46 * u, tint(person.gloves, dim))
+    else:
+        ball(image, hand, 0.24 * u, skin)
+
+
+def draw_leg(image, person: Person, pose: Pose, i: int) -> None:
+    u, k = person.unit, person.build
+    dim = 0.8 if pose.face == 1 and i == 0 else 1.0
+    hip, knee, ankle, toe = pose.hips[i], pose.knees[i], pose.ankles[i], pose.toes[i]
+    cloth = tint(person.shorts, dim)
+    lower = cloth if person.long_legs else tint(person.skin, dim)
+    limb(image, knee, ankle, 0.31 * k * u, 0.2 * u, lower, 0.15)
+    limb(image, hip, knee, 0.46 * k * u, 0.33 * k * u, lower, 0.05)
+    limb(image, ankle, toe, 0.22 * u, 0.18 * u, tint(person.shoes, dim))
+    if not person.long_legs:
+        limb(image, hip, hip + 0.6 * (knee - hip), 0.5 * k * u, 0.47 * k * u, cloth)
+
+
+def draw_torso(image, person: Person, pose: Pose) -> None:
+    u, k = person.unit, person.build
+    cloth = person.skin if person.top == "bare" else person.shirt
+    spine = pose.neck - pose.hips.mean(axis=0)
+    spine = spine / np.hypot(*spine)
+    waist = pose.hips + 0.9 * u * spine
+    limb(image, pose.neck, pose.head, 0.3 * k * u, 0.27 * u, tint(person.skin, 0.85))
+    chest = 0.82 * pose.shoulders + 0.18 * pose.neck
+    hull(image, [*chest, *(chest - 0.9 * u * spine), *waist], k * u * np.repeat([0.36, 0.45, 0.4], 2), cloth)
+    belt = pose.hips + 0.45 * u * spine
+    hull(image, [*pose.hips, *belt], k * u * np.repeat([0.5, 0.42], 2), person.shorts)
+
+
+def draw_head(image, person: Person, pose: Pose) -> None:
+    radius, up = 0.56 * person.unit, pose.up / np.hypot(*pose.up)
+    right = point(-up[1], up[0]) * pose.flip
+
+    def place(outline):
+        outline = np.asarray(outline, dtype=float)
+        return pose.head + radius * (outline[..., :1] * right - outline[..., 1:] * up)
+
+    face, hair = HEADS[pose.face]
+    polygon(image, place(face), tint(person.skin, 0.78))
+    polygon(image, place(face * 0.86 - point(0.06, 0.08)), person.skin)
+    if pose.face == 0:
+        for x in (-0.3, 0.3):
+            polygon(image, place(point(x, -0.02) + CIRCLE * (0.12, 0.1)), (25, 20, 20))
+            line(image, *place([(x - 0.17, -0.26), (x + 0.17, -0.28)]), tint(person.hair, 0.8), 2)
+            polygon(image, place(point(2.6 * x, 0.05) + CIRCLE * (0.12, 0.2)), tint(person.skin, 0.8))
+        line(image, *place([(-0.22, 0.56), (0.22, 0.56)]), (130, 60, 60), 2)
+    elif pose.face == 1:
+        polygon(image, place(point(0.52, -0.06) + CIRCLE * (0.1, 0.12)), (25, 20, 20))
+        polygon(image, place(point(-0.12, 0.1) + CIRCLE * (0.14, 0.2)), tint(person.skin, 0.65))
+    if person.style == "bald":
+        return
+    colour = person.shirt if person.style == "cap" else person.hair
+    polygon(image, place(hair), colour)
+    if person.style == "cap" and pose.face == 0:
+        polygon(image, place([(-0.82, -0.5), (0.82, -0.5), (0.7, -0.28), (-0.7, -0.28)]), tint(colour, 0.6))
+    if person.style == "cap" and pose.face == 1:
+        polygon(image, place([(0.5, -0.6), (1.4, -0.42), (1.35, -0.32), (0.6, -0.35)]), tint(colour, 0.7))
+    if person.style == "long" and pose.face != 0:
+        polygon(image, place([(-0.8, -0.3), (-0.2, 0), (-0.3, 1.2), (-0.75, 1.3)]), tint(colour, 0.85))
+
+
+def draw_body(image, person: Person, pose: Pose) -> None:
+    """Everything but the arms."""
+    draw_leg(image, person, pose, 0)
+    draw_leg(image, person, pose, 1)
+    draw_torso(image, person, pose)
+    draw_head(image, person, pose)
+
+
+def draw_person(image, person: Person, pose: Pose, gloves=False) -> None:
+    if pose.face == 1:
+        draw_arm(image, person, pose, 0, gloves)
+        draw_body(image, person, pose)
+    else:
+        draw_body(image, person, pose)
+        draw_arm(image, person, pose, 0, gloves)
+    draw_arm(image, person, pose, 1, gloves)
+
+
+# The stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A painted scene: `background` (H, W, 3) RGB uint8, and where the bar is or would be."""
+
+    background: np.ndarray
+    bar_x: float
+    bar_y: float
+    bar_half: float
+    bar_colour: tuple
+
+
+def add_texture(image, rng, cells: tuple[int, int], strength: float) -> None:
+    """Adds smooth noise with cells of (width, height) pixels to a part of an image, in place."""
+    h, w = image.shape[:2]
+    coarse = rng.normal(0, strength, (h // cells[1] + 2, w // cells[0] + 2)).astype(np.float32)
+    noise = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_LINEAR)
+    image[:] = np.clip(image + noise[..., None], 0, 255)
+
+
+def fill_gradient(image, top, bottom) -> None:
+    ramp = np.linspace(0, 1, len(image), dtype=np.float32)[:, None, None]
+    image[:] = (1 - ramp) * np.float32(top) + ramp * np.float32(bottom)
+
+
+def paint_floor(image, rng, base: int) -> None:
+    """Boards, tiles or bare ground, running to a vanishing point."""
+    colour = random_colour(rng, (0.05, 0.5), (0.35, 0.8))
+    fill_gradient(image[base:], tint(colour, 0.8), tint(colour, 1.1))
+    kind = rng.choice(["boards", "tiles", "bare"])
+    if kind != "bare":
+        far = np.linspace(0, STAGE_W, 15)
+        near = STAGE_W / 2 + (far - STAGE_W / 2) * 2.4 + rng.uniform(-60, 60)
+        for i in range(14):
+            strip = [(far[i], base), (far[i + 1], base), (near[i + 1], STAGE_H), (near[i], STAGE_H)]
+            polygon(image, strip, tint(colour, rng.uniform(0.85, 1.1)))
+            line(image, strip[0], strip[3], tint(colour, 0.65), 2)
+    if kind == "tiles":
+        for depth in np.linspace(0, 1, 7)[1:] ** 1.6:
+            y = base + depth * (STAGE_H - base)
+            line(image, (0, y), (STAGE_W, y), tint(colour, 0.65), 2)
+    add_texture(image[base:], rng, (2, 2), 7 if kind == "bare" else 3)
+    add_texture(image[base:], rng, (90, 24), 7)
+
+
+def paint_window(image, rng, base: int) -> None:
+    x, y, w, h = rng.integers(20, 700), rng.integers(40, 150), rng.integers(70, 150), rng.integers(80, 150)
+    frame = random_colour(rng, (0, 0.3), (0.3, 0.95))
+    rectangle(image, x - 6, y - 6, x + w + 6, y + h + 6, frame)
+    fill_gradient(image[y:y + h, x:x + w], tint((215, 230, 245), rng.uniform(0.7, 1)), (150, 175, 190))
+    rectangle(image, x + w // 2 - 2, y, x + w // 2 + 2, y + h, frame)
+    rectangle(image, x, y + h // 2 - 2, x + w, y + h // 2 + 2, frame)
+
+
+def paint_poster(image, rng, base: int) -> None:
+    x, y, w, h = rng.integers(20, 720), rng.integers(60, 220), rng.integers(40, 90), rng.integers(50, 110)
+    rectangle(image, x, y, x + w, y + h, random_colour(rng))
+    rectangle(image, x + w // 5, y + h // 5, x + 4 * w // 5, y + h // 2, random_colour(rng))
+    for top in (y + 6 * h // 10, y + 7 * h // 10, y + 8 * h // 10):
+        rectangle(image, x + w // 5, top, x + 4 * w // 5, top + 3, (240, 240, 240))
+
+
+def paint_wall(image, rng, base: int) -> None:
+    """An indoor wall of plaster, brick or panels, with windows and posters."""
+    colour = random_colour(rng, (0.05, 0.5), (0.4, 0.95))
+    fill_gradient(image[:base], tint(colour, 0.85), colour)
+    kind = rng.choice(["plaster", "brick", "panels", "wainscot"])
+    if kind == "brick":
+        for row, y in enumerate(range(0, base, 18)):
+            for x in range(-(row % 2) * 24, STAGE_W, 48):
+                bottom = min(y + 15, base - 1)
+                rectangle(image, x, y, x + 45, bottom, tint(colour, rng.uniform(0.72, 0.98)))
+    elif kind == "panels":
+        for x in range(int(rng.integers(0, 90)), STAGE_W, 96):
+            line(image, (x, 0), (x, base), tint(colour, 0.7), 3)
+    elif kind == "wainscot":
+        rectangle(image, 0, base - 120, STAGE_W, base, random_colour(rng, (0.1, 0.6), (0.3, 0.8)))
+    add_texture(image[:base], rng, (2, 2), 3)
+    add_texture(image[:base], rng, (120, 90), 6)
+    for paint in rng.permutation([paint_window] * rng.integers(0, 4) + [paint_poster] * rng.integers(0, 4)):
+        paint(image, rng, base)
+    rectangle(image, 0, base - 8, STAGE_W, base, tint(colour, 0.5))
+
+
+def paint_tree(image, rng, base: int) -> None:
+    x, height = rng.uniform(0, STAGE_W), rng.uniform(150, 330)
+    foot = base + rng.uniform(0, 20)
+    limb(image, point(x, foot), point(x + rng.uniform(-12, 12), foot - height), 11, 6, (95, 70, 50))
+    leaf = tint((72, 118, 52), rng.uniform(0.6, 1.25))
+    for _ in range(16):
+        centre = point(x + rng.normal(0, 36), foot - height + rng.normal(0, 32))
+        ball(image, centre, rng.uniform(20, 38), tint(leaf, rng.uniform(0.75, 1.2)))
+
+
+def paint_building(image, rng, base: int) -> None:
+    x, w, height = rng.integers(-60, 720), rng.integers(90, 220), rng.integers(120, 330)
+    colour = random_colour(rng, (0.05, 0.45), (0.35, 0.85))
+    rectangle(image, x, base - height, x + w, base, colour)
+    pane = tint((170, 190, 205), rng.uniform(0.4, 1.1))
+    for y in range(base - height + 14, base - 24, 36):
+        for window in range(x + 12, x + w - 22, 32):
+            rectangle(image, window, y, window + 16, y + 20, pane)
+
+
+def paint_outdoors(image, rng, base: int) -> None:
+    """Sky with clouds, then a tree line and trees, or houses."""
+    haze = rng.uniform(0.75, 1.0)
+    zenith = ((128, 170, 214), (168, 186, 204), (196, 198, 202), (214, 178, 160))[rng.integers(4)]
+    fill_gradient(image[:base], tint(zenith, haze), tint((235, 236, 238), haze))
+    add_texture(image[:base], rng, (110, 45), 10)
+    crest = base - 45 + np.cumsum(rng.normal(0, 6, 41))
+    outline = [(0, base), *zip(np.linspace(0, STAGE_W, 41), crest), (STAGE_W, base)]
+    polygon(image, outline, tint((88, 112, 84), rng.uniform(0.7, 1.2)))
+    for _ in range(rng.integers(0, 4)):
+        paint_building(image, rng, base)
+    for _ in range(rng.integers(1, 5)):
+        paint_tree(image, rng, base)
+    add_texture(image[:base], rng, (2, 2), 4)
+
+
+def draw_rod(image, stage: Stage) -> None:
+    """The bar itself, without its posts."""
+    left, right = stage.bar_x - stage.bar_half, stage.bar_x + stage.bar_half
+    line(image, (left, stage.bar_y), (right, stage.bar_y), tint(stage.bar_colour, 0.6), 9)
+    line(image, (left, stage.bar_y - 2), (right, stage.bar_y - 2), stage.bar_colour, 4)
+
+
+def paint_bar(image, stage: Stage) -> None:
+    for x in (stage.bar_x - stage.bar_half, stage.bar_x + stage.bar_half):
+        shadow(image, x, GROUND - 20, 34, 10)
+        limb(image, point(x, stage.bar_y - 8), point(x, GROUND - 22), 7, 7, stage.bar_colour)
+        limb(image, point(x - 22, GROUND - 20), point(x + 22, GROUND - 20), 5, 5, stage.bar_colour)
+    draw_rod(image, stage)
+
+
+def paint_bag(image, rng, base: int) -> None:
+    x, y = rng.choice([rng.uniform(90, 260), rng.uniform(540, 710)]), rng.uniform(190, 230)
+    colour = random_colour(rng)
+    line(image, (x, 0), (x, y), (70, 70, 75), 3)
+    shadow(image, x, base + 40, 46, 12, 0.3)
+    limb(image, point(x, y), point(x, y + 130), 30, 32, colour)
+    for stripe in (14, 100):
+        rectangle(image, x - 30, y + stripe, x + 30, y + stripe + 12, tint(colour, 0.5))
+
+
+def paint_mat(image, rng, base: int) -> None:
+    x, half, slant = rng.uniform(330, 470), rng.uniform(150, 260), rng.uniform(-30, 30)
+    colour, top = random_colour(rng), GROUND - rng.uniform(25, 45)
+    far, near = (x - half + slant, x + half + slant), (x + half + 30, x - half - 30)
+    corners = np.array([(far[0], top), (far[1], top), (near[0], 530), (near[1], 530)])
+    polygon(image, corners + (0, 6), tint(colour, 0.5))
+    polygon(image, corners, colour)
+
+
+def paint_ropes(image, rng, base: int) -> None:
+    foot, white = base + 22, (235, 235, 235)
+    colours = random_colour(rng, (0.5, 0.9)), white, random_colour(rng, (0.5, 0.9))
+    posts = (rng.uniform(40, 150), rng.uniform(650, 760))
+    for i, colour in enumerate(colours):
+        y = foot - 130 + 42 * i
+        line(image, (posts[0], y), (posts[1], y), colour, 5)
+    for x in posts:
+        limb(image, point(x, foot - 150), point(x, foot), 9, 9, colours[0])
+
+
+def paint_bench(image, rng, base: int) -> None:
+    x, y, colour = rng.uniform(60, 700), base + rng.uniform(0, 15), random_colour(rng)
+    shadow(image, x, y + 42, 80, 10)
+    for leg in (-45, 45):
+        rectangle(image, x + leg - 4, y, x + leg + 4, y + 42, (60, 60, 64))
+    limb(image, point(x - 58, y), point(x + 58, y), 10, 10, colour)
+
+
+def paint_bystander(image, rng, base: int) -> None:
+    """Somebody who stands and watches, farther away than the actors."""
+    person, x = random_person(rng), rng.choice([rng.uniform(60, 260), rng.uniform(540, 740)])
+    u, foot = person.unit * rng.uniform(0.62, 0.95), base + rng.uniform(18, 60)
+    person = replace(person, unit=u)
+    face, flip = int(rng.integers(0, 2)), int(rng.choice([-1, 1]))
+    wide = 0.85 if face == 0 else 0.2
+    pairs = np.array([(-wide * u, 0.0), (wide * u, 0.0)])
+    neck = point(x, foot - 6.4 * u)
+    shoulders, hips = neck + (0, 0.3 * u) + pairs, point(x, foot - 3.9 * u) + 0.5 * pairs
+    hands = shoulders + [(rng.uniform(-0.5, 0.3) * u, rng.uniform(1.2, 2.6) * u),
+                         (rng.uniform(-0.3, 0.5) * u, rng.uniform(1.2, 2.6) * u)]
+    bend = (1, -1) if face == 0 else (flip, flip)
+    arms = np.array([reach(shoulders[i], hands[i], 1.45 * u, 1.3 * u, bend[i]) for i in (0, 1)])
+    ankles = point(x, foot) + 0.55 * pairs
+    toes = ankles + ((0.6 * flip * u, 2) if face == 1 else (0, 0.2 * u))
+    shadow(image, x, foot + 3, 1.6 * u, 0.4 * u)
+    draw_person(image, person, Pose(
+        neck, neck - (0, 0.85 * u), point(0, -1), shoulders, arms[:, 0], arms[:, 1], hips,
+        (hips + ankles) / 2, ankles, toes, face, flip))
+
+
+def paint_stage(rng, needs_bar: bool, bystanders: int) -> Stage:
+    """A random scene: a gym, a hall or a place outdoors, with things and people that belong to no class."""
+    image = np.empty((STAGE_H, STAGE_W, 3), np.uint8)
+    base = int(rng.integers(365, 430))
+    (paint_outdoors if rng.random() < 0.4 else paint_wall)(image, rng, base)
+    paint_floor(image, rng, base)
+    stage = Stage(image, rng.uniform(375, 425), rng.uniform(108, 126), rng.uniform(120, 190),
+                  random_colour(rng, (0, 0.7), (0.3, 0.9)))
+    for paint, chance in ((paint_ropes, 0.35), (paint_bag, 0.4), (paint_bench, 0.35), (paint_mat, 0.5)):
+        if rng.random() < chance:
+            paint(image, rng, base)
+    for _ in range(bystanders):
+        paint_bystander(image, rng, base)
+    if rng.random() < 0.7 or needs_bar:
+        paint_bar(image, stage)
+    return stage
+
+
+# The actions: each gives draw(image, t), t in seconds, and where the camera looks: x
+
+
+def repetitions(rng) -> Callable[[float], float]:
+    """A movement between 0 and 1 and back, over and over, with a random phase, period and rest."""
+    period, phase = rng.uniform(1.1, 2.1), rng.uniform(0, 1)
+    rest, depth = rng.uniform(0.8, 1.5), rng.uniform(0.9, 1)
+    return lambda t: depth * (0.5 - 0.5 * np.cos(2 * np.pi * (t / period + phase))) ** rest
+
+
+def pull_ups(group_rng, rng, stage: Stage):
+    person, face = random_person(group_rng), int(group_rng.choice([0, -1]))
+    u, grip, width = person.unit, group_rng.uniform(1.25, 1.75), group_rng.uniform(0.85, 1.0)
+    tuck, spread = group_rng.uniform(0.45, 1.0), group_rng.uniform(0.1, 0.4)
+    height, sway, tempo = repetitions(rng), rng.uniform(0.01, 0.05), rng.uniform(2.5, 4)
+    pairs = np.array([(-width * u, 0.0), (width * u, 0.0)])
+
+    def draw(image, t):
+        up, swing = height(t), sway * np.sin(tempo * t)
+        neck = point(stage.bar_x, stage.bar_y + (2.45 - 2.0 * up) * u)
+        down = point(np.sin(swing), np.cos(swing))
+        shoulders = neck + (0, 0.3 * u) + pairs
+        hips = neck + 2.65 * u * down + 0.5 * pairs
+        legs = point(np.sin(2 * swing), np.cos(2 * swing))
+        knees = hips + 1.85 * u * legs + pairs * spread * 0.5
+        ankles = knees + 1.8 * u * (tuck - 0.15 * up) * legs - pairs * spread * 0.6
+        hands = point(stage.bar_x, stage.bar_y) + (grip * pairs / width)
+        elbows = np.array([reach(shoulders[i], hands[i], 1.42 * u, 1.4 * u, (-1, 1)[i])[0] for i in (0, 1)])
+        pose = Pose(neck, neck - (0, 0.85 * u), point(0.1 * np.sin(t), -1), shoulders, elbows, hands, hips,
+                    knees, ankles, ankles + (0, 0.5 * u), face)
+        shadow(image, stage.bar_x, GROUND - 12, 60, 14, 0.4)
+        draw_body(image, person, pose)
+        if face == 0:
+            draw_rod(image, stage)
+        for i in (0, 1):
+            draw_arm(image, person, pose, i)
+
+    return draw, stage.bar_x
+
+
+def push_ups(group_rng, rng, stage: Stage):
+    person = random_person(group_rng)
+    u, squeeze, slope = person.unit, group_rng.uniform(0.82, 1.0), group_rng.uniform(-0.02, 0.14)
+    depth = np.array([(0.35 * u, -group_rng.uniform(0.15, 0.5) * u), (0.0, 0.0)])
+    lowering, sag, gaze = repetitions(rng), rng.uniform(-0.12, 0.12), rng.uniform(-0.5, 0.1)
+    ground, x = GROUND - group_rng.uniform(0, 20), stage.bar_x + group_rng.uniform(-20, 20) + 3 * u
+
+    def seen(points):
+        """The side view, turned slightly towards the camera."""
+        away = points - (x, ground)
+        return (x, ground) + away * (squeeze, 1) + away[..., :1] * (0, slope)
+
+    def draw(image, t):
+        heel = point(x - 5.75 * u, ground - 0.75 * u)
+        lift = (2.55 - 1.65 * lowering(t)) * u - 0.75 * u
+        along = point(np.sqrt((6.3 * u) ** 2 - lift**2), -lift) / (6.3 * u)
+        normal = point(along[1], -along[0])
+        shoulders = heel + 6.3 * u * along + depth
+        hips = heel + 3.75 * u * along + sag * u * normal + depth
+        hands = np.tile(point(x, ground - 0.15 * u), (2, 1)) + depth
+        elbows = np.array([reach(shoulders[i], hands[i], 1.4 * u, 1.35 * u, 1)[0] for i in (0, 1)])
+        neck = heel + 6.55 * u * along + 0.1 * u * normal
+        head = neck + 0.85 * u * (along + 0.15 * normal)
+        ankles = np.tile(heel, (2, 1)) + depth
+        pose = Pose(*map(seen, (neck, head)), along + point(0, gaze), *map(seen, (
+            shoulders, elbows, hands, hips, (hips + ankles) / 2, ankles, ankles + (0.15 * u, 0.6 * u))))
+        shadow(image, *seen(point(x - 2.7 * u, ground + 6)), 4.2 * u * squeeze, 22)
+        draw_person(image, person, pose)
+
+    return draw, x - 3 * u
+
+
+def random_punches(rng) -> list[tuple[float, float, int, str]]:
+    """(start, duration, hand, kind) of every punch of one boxer, in seconds; hand 1 is the leading one."""
+    punches, t = [], rng.uniform(-0.2, 0.4)
+    while t < MAX_FRAMES / FPS:
+        duration, kind = rng.uniform(0.36, 0.55), str(rng.choice(["straight", "straight", "hook"]))
+        punches.append((t, duration, int(rng.integers(0, 2)), kind))
+        t += duration + rng.choice([rng.uniform(0.0, 0.15), rng.uniform(0.3, 0.7)])
+    return punches
+
+
+def extension(punches, t: float) -> tuple[float, int, str]:
+    """How far a boxer's current punch is out, 0 to 1, with its hand and kind."""
+    for start, duration, hand, kind in punches:
+        if start <= t < start + duration:
+            return float(np.sin(np.pi * ((t - start) / duration) ** 0.7)), hand, kind
+    return 0.0, 0, "straight"
+
+
+def boxer_pose(person: Person, x, flip, bob, attack, target, recoil) -> Pose:
+    """A boxer at x who faces `flip`: fists up, one of them on its way to `target` (x, y)."""
+    u, (out, hand, kind) = person.unit, attack
+    forward = point(flip, 0)
+    pelvis = point(x, GROUND - (3.45 - 0.2 * bob) * u) + 0.55 * out * u * forward
+    neck = pelvis + (0, -2.45 * u) + (0.35 + 0.55 * out - 0.5 * recoil) * u * forward
+    turn = 0.5 + (0.35 * out if hand == 0 else -0.1 * out)
+    shoulders = np.array([neck + (turn - 0.75) * u * 1.6 * forward, neck + (0.9 - turn) * u * 1.2 * forward])
+    shoulders = shoulders + (0, 0.3 * u)
+    guard = np.array([neck + 0.85 * u * forward + (0, -0.05 * u), neck + 1.45 * u * forward + (0, -0.15 * u)])
+    guard = guard + (0, 0.12 * bob * u)
+    hands, elbows = guard.copy(), guard.copy()
+    hands[hand] = (1 - out) * guard[hand] + out * target
+    if kind == "hook":
+        hands[hand] = hands[hand] + (0, -1.1 * u * out * (1 - out)) - 0.2 * u * out * forward
+    for i in (0, 1):
+        elbows[i], hands[i] = reach(shoulders[i], hands[i], 1.42 * u, 1.4 * u, flip)
+    hips = pelvis + np.array([(-0.2 * u, 0.0), (0.2 * u, 0.0)]) * flip
+    ankles = np.array([(x - 1.15 * flip * u, GROUND - 10), (x + 1.05 * flip * u, GROUND)])
+    knees = np.array([reach(hips[i], ankles[i], 1.85 * u, 1.8 * u, -flip)[0] for i in (0, 1)])
+    head = neck - (0, 0.8 * u) + (0.15 - 0.35 * recoil) * u * forward
+    up = point((0.25 - 0.5 * recoil) * flip, -1)
+    toes = ankles + (0.6 * flip * u, 3)
+    return Pose(neck, head, up, shoulders, elbows, hands, hips, knees, ankles, toes, 1, flip)
+
+
+def punch(group_rng, rng, stage: Stage):
+    people = [random_person(group_rng), random_person(group_rng)]
+    middle, gap = stage.bar_x + group_rng.uniform(-25, 25), group_rng.uniform(2.25, 2.5) * people[0].unit
+    plans = [random_punches(rng), random_punches(rng)]
+    tempo, phase, drift = rng.uniform(7, 11), rng.uniform(0, 6, 4), rng.uniform(6, 16)
+
+    def draw(image, t):
+        attacks = [extension(plan, t) for plan in plans]
+        circle = drift * np.sin(1.5 * t + phase[2])
+        for k in np.argsort([attack[0] for attack in attacks]):
+            flip, other = (1, -1)[k], 1 - k
+            bob = np.sin(tempo * t + phase[k])
+            x = middle + circle - flip * (gap + 6 * np.sin(2.3 * t + phase[k]))
+            recoil = max(0.0, attacks[other][0] - 0.6) / 0.4 * (1 - attacks[k][0])
+            u = people[other].unit
+            aim = point(middle + circle + flip * (gap - 1.25 * u), GROUND - 6.4 * u)
+            shadow(image, x, GROUND + 4, 72, 15)
+            pose = boxer_pose(people[k], x, flip, bob, attacks[k], aim, recoil)
+            draw_person(image, people[k], pose, gloves=True)
+
+    return draw, middle
+
+
+ACTIONS = {"PullUps": pull_ups, "Punch": punch, "PushUps": push_ups}
+
+
+# The camera
+
+
+def random_camera(rng, look: float) -> Callable[[np.ndarray, int], np.ndarray]:
+    """A hand-held camera: framing, mirroring, shake, light and sensor noise of one clip.
+
+    Returns:
+        shoot(stage image, frame index) -> (HEIGHT, WIDTH, 3) RGB uint8.
+    """
+    scale, angle = rng.uniform(0.44, 0.53), rng.uniform(-3, 3)
+    centre = (look, 302) + rng.uniform(-1, 1, 2) * (38, 16)
+    mirrored, shake = rng.random() < 0.5, rng.uniform(0, 1.6)
+    rates, phases, zoom = rng.uniform(1, 9, (2, 3)), rng.uniform(0, 6.3, (2, 3)), rng.uniform(-0.04, 0.04)
+    gain, gamma, warmth = rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.25), rng.uniform(-0.1, 0.1)
+    ramp = np.linspace(0, 1, 256)[:, None] ** gamma * 255 * gain * (1 + warmth * np.array([1, 0, -1]))
+    light = np.clip(ramp, 0, 255).astype(np.uint8)[None]
+    noise = rng.normal(0, rng.uniform(1, 5), (HEIGHT + 32, WIDTH + 32, 3)).astype(np.int16)
+    offsets = rng.integers(0, 32, (MAX_FRAMES, 2))
+
+    def shoot(image, i):
+        t = i / FPS
+        matrix = cv2.getRotationMatrix2D(tuple(map(float, centre)), angle, scale * (1 + zoom * t / 4))
+        matrix[:, 2] += (WIDTH / 2, HEIGHT / 2) - centre + shake * np.sin(rates * t + phases).sum(axis=1)
+        if mirrored:
+            matrix[0] = -matrix[0] + (0, 0, WIDTH - 1)
+        frame = cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT_101)
+        y, x = offsets[i]
+        return cv2.add(cv2.LUT(frame, light), noise[y:y + HEIGHT, x:x + WIDTH], dtype=cv2.CV_8U)
+
+    return shoot
+
+
+# Clips and files
+
+
+def check_request(classes, group: int, clip: int, seed: int) -> None:
+    unknown = [label for label in classes if label not in ACTIONS]
+    if unknown:
+        raise ValueError(f"cannot render {', '.join(map(repr, unknown))}; classes are {', '.join(ACTIONS)}")
+    if group < 1 or clip < 1 or seed < 0:
+        raise ValueError(f"groups and clips count from 1 and seeds from 0, not {group}, {clip} and {seed}")
+
+
+def render_clip(label: str, group: int, clip: int, seed: int = 0) -> np.ndarray:
+    """One clip, a pure function of its arguments.
+
+    Args:
+        label: `PullUps`, `Punch` or `PushUps`.
+        group: number of the group, from 1: same people, scene and bar.
+        clip: number of the clip in its group, from 1.
+        seed: any integer from 0.
+
+    Returns:
+        (T, 240, 320, 3) RGB uint8, T from 50 to 100, at 25 frames a second.
+
+    Raises:
+        ValueError: unknown label, or a number below its range.
+    """
+    check_request([label], group, clip, seed)
+    index = list(ACTIONS).index(label)
+    group_rng, rng = (np.random.default_rng([seed, index, group, number]) for number in (0, clip))
+    length = int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1))
+    people = int(group_rng.integers(2, 5))
+    stage = paint_stage(group_rng, label == "PullUps", people - (2 if label == "Punch" else 1))
+    draw, look = ACTIONS[label](group_rng, rng, stage)
+    shoot = random_camera(rng, look)
+    frames = np.empty((length, HEIGHT, WIDTH, 3), np.uint8)
+    for i in range(length):
+        image = stage.background.copy()
+        draw(image, i / FPS)
+        frames[i] = shoot(image, i)
+    return frames
+
+
+def clip_path(root: Path, label: str, group: int, clip: int) -> Path:
+    return root / label / f"v_{label}_g{group:02d}_c{clip:02d}.avi"
+
+
+def write_clip(root: Path, seed: int, task: tuple[str, int, int]) -> None:
+    """Renders one (label, group, clip) into a temporary file beside its place, and moves it there."""
+    frames, path = render_clip(*task, seed=seed), clip_path(root, *task)
+    part = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*"XVID"), FPS, (WIDTH, HEIGHT))
+    try:
+        if not writer.isOpened():
+            raise RuntimeError(f"cannot write {part}: install opencv-python from PyPI, which encodes XviD, "
+                               "or choose a folder that you can write to")
+        for frame in frames:
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        writer.release()
+        if int(cv2.VideoCapture(str(part)).get(cv2.CAP_PROP_FRAME_COUNT)) != len(frames):
+            raise RuntimeError(f"{part} came out incomplete: free some space on its disk and run again")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_record(root: Path, record: str) -> None:
+    """Raises ValueError where `root` was rendered with another seed or renderer, or with none on record."""
+    path, found = root / "demo.json", record
+    if path.exists():
+        found = path.read_text().strip()
+    elif any(root.glob("*/*.avi")):
+        found = "an unknown seed"
+    if found != record:
+        raise ValueError(f"{root} was rendered with {found}, not with {record}: delete it or choose another")
+
+
+def prepare_folder(root: Path, classes, record: str) -> None:
+    """Makes the folders, writes the record, and removes what killed runs left behind."""
+    part = root / f".tmp-{os.getpid()}-demo.json"
+    try:
+        for label in classes:
+            (root / label).mkdir(parents=True, exist_ok=True)
+        part.write_text(record + "\n")
+        os.replace(part, root / "demo.json")
+        for part in root.glob("*/.tmp-*.avi"):
+            if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        cure = "make it writable or choose another folder"
+        raise RuntimeError(f"cannot write to {root} ({error.strerror}): {cure}") from error
+
+
+def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int = 3, seed: int = 0,
+                   workers: int | None = None, progress: bool = True) -> Path:
+    """Renders the clips that `root` lacks; with all of them there it touches nothing.
+
+    Args:
+        root: folder of the data set; a `demo.json` in it remembers the seed and the renderer's version.
+        classes: some of `PullUps`, `Punch`, `PushUps`.
+        groups: groups a class.
+        clips: clips a group.
+        seed: any integer from 0; the same seed gives the same frames, whatever the number of workers.
+        workers: processes; by default one for each CPU that this process may use.
+        progress: show a progress bar.
+
+    Returns:
+        `root` as a Path.
+
+    Raises:
+        ValueError: unknown class, a number below its range, or a folder rendered with another seed.
+        RuntimeError: the folder can't be written to, or OpenCV has no XviD encoder.
+    """
+    root, classes = Path(root), list(classes)
+    check_request(classes, groups, clips, seed)
+    record = json.dumps({"seed": int(seed), "renderer": VERSION})
+    check_record(root, record)
+    tasks = [(label, group, clip) for label in classes for group in range(1, groups + 1)
+             for clip in range(1, clips + 1)]
+    tasks = [task for task in tasks if not clip_path(root, *task).exists()]
+    if not tasks:
+        return root
+    prepare_folder(root, classes, record)
+    write = partial(write_clip, root, seed)
+    bar = dict(total=len(tasks), desc="rendering", disable=not progress)
+    workers = min(workers or available_cpus(), len(tasks))
+    if workers == 1:
+        list(tqdm(map(write, tasks), **bar))
+        return root
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        list(tqdm(pool.map(write, tasks), **bar))
+    return root
+
+
+def available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Render the embedded data set of three actions.")
+    parser.add_argument("--root", type=Path, default=DEMO_ROOT, help="folder of the data set (%(default)s)")
+    parser.add_argument("--groups", type=int, default=16, help="groups a class (%(default)s)")
+    parser.add_argument("--clips", type=int, default=3, help="clips a group (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    arguments = parser.parse_args()
+    try:
+        print(render_dataset(**vars(arguments)))
+    except (ValueError, RuntimeError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

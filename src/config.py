@@ -19,6 +19,11 @@ VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def shown(path: Path) -> str:
+    """A path as it is printed: relative to the repository where it lies in it."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What a set of weights wants to see: it follows the weights, never the notebook.

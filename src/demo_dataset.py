@@ -173,7 +173,8 @@ def random_person(rng) -> Person:
         unit=rng.uniform(33, 37), build=rng.uniform(0.88, 1.2), skin=SKINS[rng.integers(len(SKINS))],
         hair=HAIRS[rng.integers(len(HAIRS))], style=rng.choice(["short", "short", "bald", "cap", "long"]),
         top=rng.choice(["bare", "tank", "tee"]), shirt=random_colour(rng), shorts=random_colour(rng),
-        long_legs=rng.random() < 0.35, shoes=random_colour(rng, (0, 0.6)), gloves=random_colour(rng, (0.6, 1)))
+        long_legs=rng.random() < 0.35, shoes=random_colour(rng, (0, 0.6)), gloves=random_colour(rng),
+    )
 
 
 def reach(start, target, upper, lower, side) -> tuple[np.ndarray, np.ndarray]:
@@ -648,7 +649,7 @@ def random_camera(rng, look: float) -> Callable[[np.ndarray, int], np.ndarray]:
         shoot(stage image, frame index) -> (HEIGHT, WIDTH, 3) RGB uint8.
     """
     scale, angle = rng.uniform(0.44, 0.53), rng.uniform(-3, 3)
-    centre = (look, 302) + rng.uniform(-1, 1, 2) * (38, 16)
+    centre = (look, 292) + rng.uniform(-1, 1, 2) * (38, 12)
     mirrored, shake = rng.random() < 0.5, rng.uniform(0, 1.6)
     rates, phases, zoom = rng.uniform(1, 9, (2, 3)), rng.uniform(0, 6.3, (2, 3)), rng.uniform(-0.04, 0.04)
     gain, gamma, warmth = rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.25), rng.uniform(-0.1, 0.1)

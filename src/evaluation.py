@@ -14,7 +14,7 @@ from config import RESULTS, ResultFiles
 from data_loader import apply_transform, read_frames
 from experiment import Experiment, predict
 from models import DEFAULT_BACKBONE, TITLES
-from utils import memory_mb, read_json, save_array, update_json, write_csv
+from utils import hardware_line, memory_mb, read_json, save_array, update_json, write_csv
 
 # What the seed notebook printed: another data set (UCF-101, a random split that shares groups) and another machine.
 SEED_PRINTED = {
@@ -194,3 +194,41 @@ def _shown(key: str, value) -> str:
     digits = {"accuracy": 3, "precision": 3, "recall": 3, "f1": 3, "train_time": 0, "inference_time": 3,
               "model_size_mb": 1, "memory_mb": 0}
     return f"{value:.{digits[key]}f}" if key in digits else str(value)
+
+
+def provenance(results: dict[str, dict]) -> str:
+    """Where the compared figures come from, in Markdown."""
+    first = next(iter(results.values()))
+    synthetic = " (**rendered, synthetic clips**: these scores say nothing about real video)"
+    lines = [f"- data set **{first['dataset']}**{synthetic if first['dataset'] == 'demo' else ''}, classes "
+             f"{', '.join(first['classes'])}",
+             f"- split {first['split']['kind']} ({first['split']['sha256'][:12]}), {first['test_clips']} test videos, "
+             f"groups shared between parts: {first['split']['shared_groups']}"]
+    lines += [f"- {title}: {TITLES[stats['backbone']]}, weights {stats['weights']}, recipe {stats['recipe']['name']}, "
+              f"seed {stats['seed']}; measured on {hardware_line(stats['environment'])}"
+              for title, stats in results.items()]
+    return "\n".join(lines)
+
+
+def reading(results: dict[str, dict]) -> str:
+    """A few sentences about the comparison, made from its numbers."""
+    order = sorted(results, key=lambda title: results[title]["accuracy"], reverse=True)
+    best, worst = results[order[0]], results[order[-1]]
+    clips = best["test_clips"]
+    apart = round((best["accuracy"] - worst["accuracy"]) * clips)
+    said = (f"Both models name {best['accuracy']:.1%} of the {clips} test videos correctly." if apart == 0 else
+            f"The {order[0]} is right on {apart} more of the {clips} test videos than the {order[-1]} "
+            f"({best['accuracy']:.1%} against {worst['accuracy']:.1%}).")
+    fast = min(results, key=lambda title: results[title]["inference_time"])
+    slow = max(results, key=lambda title: results[title]["inference_time"])
+    ratio = results[slow]["inference_time"] / results[fast]["inference_time"]
+    return (f"{said} With {clips} test videos, a single video is worth {1 / clips:.1%}, so small differences mean little. "
+            f"The {fast} needs {results[fast]['inference_time'] * 1000:.0f} ms a clip, the {slow} {ratio:.1f} times that.")
+
+
+def disagreements(results: dict[str, dict]) -> pd.DataFrame:
+    """The test clips on which the models' answers differ: clip_path, label and a column a model."""
+    tables = {title: stats["predictions"].set_index("clip_path") for title, stats in results.items()}
+    first = next(iter(tables.values()))
+    answers = pd.DataFrame({"label": first["label"], **{title: t["predicted"] for title, t in tables.items()}})
+    return answers[answers.drop(columns="label").nunique(axis=1) > 1].reset_index()

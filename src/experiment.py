@@ -16,11 +16,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import CACHE, DEMO_ROOT, RESULTS, ROOT, UCF101_ROOT, Recipe, ResultFiles, get_recipe
+from config import (
+    CACHE, DEMO_ROOT, IMAGENET_MEAN, RESULTS, ROOT, UCF101_ROOT, Recipe, ResultFiles, get_recipe, shown,
+)
 from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, read_clip_table, recipe_transform
 from demo_dataset import render_dataset
 from features import file_hash, trunk_activations
-from models import DEFAULT_BACKBONE, VideoModel, build_model, choose_source, weights_file
+from models import DEFAULT_BACKBONE, TITLES, VideoModel, build_model, choose_source, weights_file
 from splits import check_leakage, ensure_splits, has_groups, leakage_warning, read_split, split_hash
 from utils import (
     EarlyStopping, environment, eval_one_epoch, memory_mb, read_json, save_array, save_torch, seed_everything,
@@ -59,9 +61,29 @@ class VideoData:
         """Class names in the order of their labels."""
         return sorted(self.class_map, key=self.class_map.get)
 
+    @property
+    def note(self) -> str:
+        """What a reader must know of the data, in Markdown."""
+        if self.root == DEMO_ROOT:
+            return ("**Data: the embedded demo set.** Its clips are rendered, synthetic scenes of PullUps, Punch and "
+                    "PushUps in UCF-101's form. Scores on them show that the study works; they say nothing about "
+                    "real video. For real clips set `DATASET` (see the README).")
+        return f"**Data: {self.name}**, {sum(self.split['clips'].values())} clips of {len(self.class_map)} classes."
+
     def table(self, part: str) -> pd.DataFrame:
         """A part's CSV as a DataFrame."""
         return read_split(self.splits[part].parent)[part]
+
+
+def locate(dataset: str = "demo", results: Path = RESULTS) -> tuple[str, Path, Path]:
+    """Name, root folder and results root of a data set, without opening it.
+
+    Raises:
+        FileNotFoundError: it is neither `demo`, `ucf101` nor a folder.
+    """
+    root = DATASETS.get(dataset) or find_folder(dataset)
+    name = dataset if dataset in DATASETS else _folder_name(root)
+    return name, root, results if dataset == "ucf101" else results / name
 
 
 def open_data(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None, seed: int = 42,
@@ -78,13 +100,11 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     Raises:
         FileNotFoundError, ValueError: no such data, or it can't be split so; the message says what to do.
     """
-    root = DATASETS.get(dataset) or find_folder(dataset)
+    name, root, own_results = locate(dataset, results)
     if dataset == "demo":
         render_dataset(root)
     elif dataset == "ucf101" and not root.is_dir():
         raise FileNotFoundError(f"{root}: UCF-101 is not there; put its class folders there, or name another DATASET")
-    name = dataset if dataset in DATASETS else _folder_name(root)
-    own_results = results if dataset == "ucf101" else results / name
     default = "official1" if dataset == "ucf101" else "group"
     folder = (root if dataset in DATASETS else own_results) / "splits" / _variant(split, default, classes)
     paths = ensure_splits(root, folder, split or default, classes, seed)
@@ -146,6 +166,11 @@ class Experiment:
     reloaded: bool = False
 
     @property
+    def title(self) -> str:
+        """The network's name as it is written."""
+        return TITLES[self.model.backbone]
+
+    @property
     def stats(self) -> dict:
         """The statistics document as it is on disk now."""
         return read_json(self.files.stats)
@@ -154,6 +179,26 @@ class Experiment:
     def history(self) -> dict[str, list[float]]:
         """Losses and accuracies, one value an epoch."""
         return {name: self.stats[name] for name in HISTORY}
+
+    def describe(self) -> pd.Series:
+        """The model's facts, as the notebooks show them."""
+        prep, recipe, head = self.model.preprocessing, self.recipe, self.model.classifier
+        statistics = "ImageNet" if prep.mean == IMAGENET_MEAN else "Kinetics-400"
+        temporal = {"resnet3d": "3D convolutions", "efficientnet_lite0_3d": "temporal convolutions, then average"}
+        count = {True: 0, False: 0}
+        for parameter in self.model.parameters():
+            count[parameter.requires_grad] += parameter.numel()
+        return pd.Series({
+            "backbone": self.title,
+            "pretrained weights": self.model.source if self.model.source == "none" else
+            f"{self.model.source} ({weights_file(self.model.backbone).name})",
+            "input": f"{recipe.num_frames} RGB frames of {prep.crop}x{prep.crop}, {statistics} statistics",
+            "frames": f"{recipe.sampling}" + (f", {recipe.frame_rate:g} a second" if recipe.frame_rate else ""),
+            "temporal aggregation": temporal.get(self.model.backbone, f"{recipe.pooling} pooling of frame features"),
+            "classifier head": f"dropout {head[0].p:g}, fully connected ({head[1].out_features} classes)",
+            "trained": {"all": "all layers", "stage": "last stage and head", "head": "head"}[recipe.trained],
+            "trainable parameters": f"{count[True]:,}", "total parameters": f"{sum(count.values()):,}",
+        }, name="model")
 
     def dataset(self, part: str, train: bool = False) -> VideoDataset2D:
         """A part's clips, sampled and transformed as the recipe and the weights ask."""
@@ -414,7 +459,7 @@ def keep_previous(files: ResultFiles) -> None:
     for path in (files.sidecar, files.checkpoint, files.stats, files.predictions):
         if path.is_file():
             os.replace(path, folder / path.name)
-    print(f"the earlier model was moved to {folder}")
+    print(f"the earlier model was moved to {shown(folder)}")
 
 
 # ---------------------------------------------------------------- predictions

@@ -27,7 +27,15 @@ from config import CLASSES
 from demo_dataset import render_clip, render_dataset
 
 NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)\.avi")
-COLOUR_SPACES = {"hsv": (cv2.COLOR_BGR2HSV, [0, 180, 0, 256, 0, 256]), "lab": (cv2.COLOR_BGR2LAB, [0, 256] * 3)}
+COLOUR_SPACES = {
+    "hsv": (cv2.COLOR_BGR2HSV, [0, 180, 0, 256, 0, 256]),
+    "lab": (cv2.COLOR_BGR2LAB, [0, 256] * 3),
+}
+COLOUR_MODELS = {
+    "regularised": LogisticRegression(C=0.01, max_iter=2000),
+    "logistic": LogisticRegression(max_iter=2000),
+    "svm": SVC(),
+}
 
 
 def decode(path: Path) -> np.ndarray:
@@ -64,7 +72,8 @@ def table(full):
             bins = [cv2.calcHist([cv2.cvtColor(frame, conversion)], [0, 1, 2], None, [8] * 3, limits).ravel()
                     for frame in frames[::10]]
             histograms[space].append(np.sqrt(np.mean(bins, axis=0)))
-    return np.array(labels), np.array(groups), np.array(lengths), {k: np.array(v) for k, v in histograms.items()}
+    histograms = {space: np.array(values) for space, values in histograms.items()}
+    return np.array(labels), np.array(groups), np.array(lengths), histograms
 
 
 def held_out_accuracy(model, features, labels, groups) -> float:
@@ -86,7 +95,7 @@ def test_clips_are_xvid_320x240_at_25_frames_a_second(full):
         capture = cv2.VideoCapture(str(path))
         size = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
         assert size == (320, 240) and capture.get(cv2.CAP_PROP_FPS) == 25
-        assert int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").upper() == b"XVID"
+        assert path.read_bytes()[:4] == b"RIFF" and b"vidsXVID" in path.read_bytes()[:300]
 
 
 def test_clips_last_two_to_four_seconds(table):
@@ -102,8 +111,8 @@ def test_files_hold_the_rendered_frames_in_rgb(full, label):
 
 @pytest.mark.parametrize("label", CLASSES)
 def test_the_actors_move(label):
-    frames = cv2.GaussianBlur(render_clip(label, 1, 1).astype(np.float32).mean(axis=3), (3, 3), 0)
-    assert (np.abs(frames[12] - frames[0]) > 25).mean() > 0.005
+    first, later = (cv2.GaussianBlur(render_clip(label, 1, 1)[i], (3, 3), 0).astype(int) for i in (0, 12))
+    assert (np.abs(later - first).max(axis=2) > 40).mean() > 0.005
 
 
 def test_groups_share_a_look(table):
@@ -117,11 +126,10 @@ def test_groups_share_a_look(table):
 
 
 @pytest.mark.parametrize("space", COLOUR_SPACES)
-@pytest.mark.parametrize("model", [LogisticRegression(C=0.01, max_iter=2000), LogisticRegression(max_iter=2000), SVC()],
-                         ids=["regularised", "logistic", "svm"])
+@pytest.mark.parametrize("model", COLOUR_MODELS)
 def test_colour_does_not_give_the_class_away(table, space, model):
     labels, groups, _, histograms = table
-    pipeline = make_pipeline(StandardScaler(), model)
+    pipeline = make_pipeline(StandardScaler(), COLOUR_MODELS[model])
     assert held_out_accuracy(pipeline, histograms[space], labels, groups) < 0.6
 
 
@@ -144,11 +152,12 @@ def test_rendering_is_pure():
 
 def test_a_fresh_process_renders_the_same_frames():
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        assert np.array_equal(pool.submit(render_clip, "PullUps", 1, 1).result(), render_clip("PullUps", 1, 1))
+        elsewhere = pool.submit(render_clip, "PullUps", 1, 1).result()
+    assert np.array_equal(elsewhere, render_clip("PullUps", 1, 1))
 
 
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
-    one, two = (small(tmp_path / str(workers), clips=2, workers=workers) for workers in (1, 2))
+    one, two = (small(tmp_path / str(workers), workers=workers) for workers in (1, 2))
     for path in one.glob("*/*.avi"):
         assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
 
@@ -169,7 +178,7 @@ def test_a_complete_set_is_left_untouched(tmp_path, monkeypatch):
 
 
 def test_only_what_is_missing_is_rendered(tmp_path):
-    before = snapshot(small(tmp_path, clips=2))
+    before = snapshot(small(tmp_path, classes=["Punch"], clips=2))
     missing = tmp_path / "Punch" / "v_Punch_g01_c02.avi"
     content = missing.read_bytes()
     missing.unlink()
@@ -177,18 +186,20 @@ def test_only_what_is_missing_is_rendered(tmp_path):
     for part in (old, fresh):
         part.write_bytes(b"half a clip")
     os.utime(old, (time.time() - 3600,) * 2)
-    after = snapshot(small(tmp_path, clips=2))
+    after = snapshot(small(tmp_path, classes=["Punch"], clips=2))
     assert missing.read_bytes() == content
     assert not old.exists() and fresh.exists()
-    assert all(after[str(p.relative_to(tmp_path))] == before[str(p.relative_to(tmp_path))]
-               for p in tmp_path.glob("*/v_*.avi") if p != missing)
+    kept = "Punch/v_Punch_g01_c01.avi"
+    assert after[kept] == before[kept]
 
 
 def test_an_interrupted_clip_leaves_no_file(tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    def replace(source, target):
+        if target.suffix == ".avi":
+            raise KeyboardInterrupt
+        source.rename(target)
 
-    monkeypatch.setattr(demo_dataset.os, "replace", lambda a, b: interrupted() if b.suffix == ".avi" else a.rename(b))
+    monkeypatch.setattr(demo_dataset.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         small(tmp_path)
     assert not list(tmp_path.glob("*/*.avi"))

@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: make run, make test.
+# Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|packaged|none  RECIPE=recommended|seed
+#            SPLIT=official1|official2|official3|group|random  CLASSES="A B"  SEED=42
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test clean
+
+help:  ## Explain every target
+	@echo "make run and make test each do everything that they need, installation included."
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -n '2,3s/^# */  /p' $(firstword $(MAKEFILE_LIST))
+
+install: $(READY)  ## Create the virtual environment in .venv and install requirements.txt
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make run PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PY) -c 'import cv2' 2>/dev/null || { \
+	  echo "OpenCV's window libraries are missing here: installing its build without them"; \
+	  $(PY) -m pip uninstall --quiet --yes opencv-python; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check \
+	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt) && $(PY) -c 'import cv2'; }
+	@touch $@
+
+demo: $(READY)  ## Render the embedded demo clips into dataset_info/demo
+	$(PY) src/demo_dataset.py
+
+run: $(READY)  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
+	$(PY) src/run_notebooks.py
+
+test: $(READY)  ## Run the test suite
+	$(PY) -m pytest
+
+clean:  ## Remove kept activations and unfinished trainings; clips, models and results stay
+	rm -rf .cache results/*/failed
+	find results -name 'last_*.pth' -delete

@@ -65,7 +65,7 @@ class Recipe:
     augmentation: str = "clip"
     trained: str = "stage"
     cache: bool = True
-    train_views: int = 3
+    train_views: int = 2
     frozen_batchnorm: str = "eval"
     pooling: str = "avg"
     dropout: float = 0.5
@@ -74,8 +74,8 @@ class Recipe:
     lr: float = 5e-4
     weight_decay: float = 1e-2
     schedule: str = "cosine"
-    epochs: int = 12
-    patience: int = 4
+    epochs: int = 8
+    patience: int = 3
     batch_size: int = 8
     test_clips: int = 3
 

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -763,6 +764,17 @@ def prepare_folder(root: Path, classes, record: str) -> None:
         raise RuntimeError(f"cannot write to {root} ({error.strerror}): {cure}") from error
 
 
+@contextmanager
+def opencv_without_threads():
+    """Stops OpenCV's threads in this process: a forked process that inherits them may wait for one for ever."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
 def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int = 3, seed: int = 0,
                    workers: int | None = None, progress: bool = True) -> Path:
     """Renders the clips that `root` lacks; with all of them there it touches nothing.
@@ -799,7 +811,8 @@ def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int
     if workers == 1:
         list(tqdm(map(write, tasks), **bar))
         return root
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    pool = ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,))
+    with opencv_without_threads(), pool:
         list(tqdm(pool.map(write, tasks), **bar))
     return root
 

@@ -50,7 +50,7 @@ class ArchiveServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ArchiveHandler)
         self.archive, self.etag = archive, '"1"'
         self.ranged, self.status, self.delay = True, None, 0.0
-        self.failures = []  # what to do instead, one a request: a status, or "drop" in the middle of the body
+        self.failures = []  # what to do instead, one a request: a status, "drop" in mid-body, or "empty" body
         self.lives = None  # requests until every later one is dropped
         self.before_request = lambda number: None
         self.starts, self.bytes_served, self.connections, self.lock = [], 0, 0, threading.Lock()
@@ -97,6 +97,8 @@ class ArchiveHandler(BaseHTTPRequestHandler):
         elif self.server.ranged:
             self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{size}")
             self.send_header("ETag", self.server.etag)
+        if failure == "empty":
+            body = b""
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if failure == "drop":
@@ -253,10 +255,10 @@ def test_a_server_that_dies_and_comes_back(tmp_path, serve, archive, members, pa
 
 def test_passing_failures_are_tried_again_after_growing_pauses(tmp_path, serve, archive, members, pauses):
     server = serve(archive)
-    server.failures = [503, 429, None, "drop", 500]
+    server.failures = [503, 429, None, "drop", 500, "empty"]
     fetch(["PullUps"], tmp_path, server.url, workers=1)
     assert contents(tmp_path) == of_class(members, "PullUps")
-    assert pauses == [1, 2, 1, 2]
+    assert pauses == [1, 2, 1, 2, 4]
 
 
 def test_no_network(tmp_path, serve, archive, monkeypatch):

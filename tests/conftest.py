@@ -1,0 +1,72 @@
+"""Small synthetic videos with known frames, and a small data set made of them."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+REAL_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "ucf101"
+
+
+def write_video(path: Path, frames: np.ndarray, fps: float = 25.0, codec: str = "FFV1") -> Path:
+    """Writes (T, H, W, 3) uint8 RGB frames; FFV1 keeps every pixel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, frames.shape[2:0:-1])
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
+def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frames whose grey value is 5 times their index, so that a frame tells which it is."""
+    return np.broadcast_to((5 * np.arange(count, dtype=np.uint8))[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def frame_numbers(frames: np.ndarray) -> list[int]:
+    """The indices of `numbered_frames`."""
+    return np.rint(frames.reshape(len(frames), -1).mean(axis=1) / 5).astype(int).tolist()
+
+
+def moving_square(label: int, seed: int, count: int = 20) -> np.ndarray:
+    """A bright square on noise that moves right (label 0), down (1) or stays (2)."""
+    rng = np.random.default_rng([label, seed])
+    frames = rng.integers(0, 60, (count, 96, 128, 3), dtype=np.uint8)
+    x, y = rng.integers(5, 30, 2)
+    for i, frame in enumerate(frames):
+        left, top = x + (3 * i if label == 0 else 0), y + (2 * i if label == 1 else 0)
+        frame[top:top + 24, left:left + 24] = (220, 60 + 80 * label, 200 - 90 * label)
+    return frames
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    """Three classes of 6 groups of 2 clips, with splits by whole groups."""
+    from splits import ensure_splits
+
+    root = tmp_path_factory.mktemp("tiny")
+    for label, name in enumerate(("PullUps", "Punch", "PushUps")):
+        for group in range(1, 7):
+            for clip in (1, 2):
+                path = root / name / f"v_{name}_g{group:02d}_c{clip:02d}.avi"
+                write_video(path, moving_square(label, 10 * group + clip), codec="XVID")
+    ensure_splits(root, root / "splits", "group")
+    return root
+
+
+@pytest.fixture
+def class_map() -> dict[str, int]:
+    return {"PullUps": 0, "Punch": 1, "PushUps": 2}
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """A split CSV of (clip_path, label) rows."""
+    pd.DataFrame(rows, columns=["clip_path", "label"]).to_csv(path, index=False)
+    return path

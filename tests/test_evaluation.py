@@ -1,0 +1,65 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics
+
+import evaluation
+from config import ResultFiles
+from utils import write_csv, write_json
+
+
+def table(seed=0, n=40, classes=("A", "B", "C")):
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(3), n)
+    rows = pd.DataFrame({"clip_path": [f"/c{i}.avi" for i in range(n)], "group": "g01", "label": rng.choice(classes, n),
+                         "predicted": np.array(classes)[p.argmax(1)]})
+    return rows.join(pd.DataFrame(p, columns=[f"p_{c}" for c in classes]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_metrics_equal_scikit_learns(seed):
+    t = table(seed)
+    ours = evaluation.classification_metrics(t)
+    assert ours["accuracy"] == metrics.accuracy_score(t.label, t.predicted)
+    assert ours["f1"] == metrics.f1_score(t.label, t.predicted, average="macro")
+    assert ours["recall"] == pytest.approx(metrics.balanced_accuracy_score(t.label, t.predicted))
+    matrix = evaluation.confusion(t, ["A", "B", "C"])
+    assert matrix.sum() == len(t) and np.trace(matrix) / len(t) == ours["accuracy"]
+    assert matrix[0].sum() == (t.label == "A").sum()
+
+
+def test_uncertain_prefers_confident_mistakes():
+    t = table()
+    chosen = evaluation.uncertain(t, 4)
+    assert (chosen.label != chosen.predicted).all() and chosen.probability.is_monotonic_decreasing
+    right = t[t.label == t.predicted]
+    chosen = evaluation.uncertain(right, 4)
+    assert chosen.probability.is_monotonic_increasing
+    assert chosen.probability.iloc[0] == right.filter(like="p_").max(axis=1).min()
+
+
+def write_results(root, kind, predictions):
+    files = ResultFiles(root, kind, "resnet18")
+    write_csv(files.predictions, predictions)
+    write_json(files.stats, {
+        **evaluation.classification_metrics(predictions), "test_clips": len(predictions), "params": 10, "dataset": "d",
+        "trained_params": 5, "train_time": 3.2, "inference_time": 0.1, "model_size_mb": 1.0, "memory_mb": 100.0,
+        "backbone": "resnet18" if kind == "2d" else "resnet3d", "weights": "none", "classes": ["A", "B", "C"]})
+
+
+def test_comparison_reads_results_and_refuses_other_clips(tmp_path):
+    with pytest.raises(FileNotFoundError, match="03_2d_cnn"):
+        evaluation.load_results(tmp_path)
+    write_results(tmp_path, "2d", table(0))
+    write_results(tmp_path, "3d", table(1))
+    results = evaluation.load_results(tmp_path)
+    shown = evaluation.comparison_table(results)
+    assert list(shown.columns)[:2] == ["2D-CNN", "3D-CNN"] and all("seed" in c for c in shown.columns[2:])
+    assert shown.loc["accuracy", "2D-CNN"] == f"{results['2D-CNN']['accuracy']:.3f}"
+    assert shown.loc["parameters", "seed 3D-CNN (UCF-101, other machine)"] == "33,167,811"
+    differing = evaluation.disagreements(results)
+    assert len(differing) == (table(0).predicted != table(1).predicted).sum()
+    assert f"{results['2D-CNN']['test_clips']} test videos" in evaluation.reading(results)
+    write_results(tmp_path, "3d", table(1).iloc[1:])
+    with pytest.raises(ValueError, match="different clips"):
+        evaluation.load_results(tmp_path)

@@ -1,0 +1,171 @@
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import data_loader
+import evaluation
+import experiment
+import features
+from config import get_recipe
+from data_loader import VideoDataset3D, eval_transform
+from experiment import differences, load_or_train, locate, open_data, predict
+from features import trunk_activations
+from models import build_model
+from utils import read_json
+
+TINY = dict(num_frames=4, train_views=2, epochs=3, test_clips=2, batch_size=6)
+
+
+@pytest.fixture
+def data(tiny_dataset, tmp_path):
+    return open_data(str(tiny_dataset), results=tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def train(data, cache, kind="3d", seed=0, weights="packaged", **changes):
+    return load_or_train(kind, data, get_recipe("recommended", kind, **{**TINY, **changes}), weights, seed, cache=cache)
+
+
+def test_open_data(data, tiny_dataset):
+    assert data.classes == ["PullUps", "Punch", "PushUps"] and sum(data.split["clips"].values()) == 36
+    assert data.split["shared_groups"] == 0 and data.split["groups_named"] and data.results.name == data.name
+    assert locate("ucf101")[2] == experiment.RESULTS and locate("demo")[2] == experiment.RESULTS / "demo"
+    with pytest.raises(FileNotFoundError, match="DATASET=nowhere"):
+        open_data("nowhere")
+
+
+def test_results_contract_and_reload_without_a_clip(data, cache, monkeypatch):
+    first = train(data, cache)
+    predictions = evaluation.evaluate(first)
+    latency = evaluation.measure_latency(first, repeats=0.05)
+    files, stats = first.files, first.stats
+    assert set(torch.load(files.checkpoint, weights_only=True)) == set(first.model.state_dict())
+    for key in ("train_losses", "val_losses", "train_accs", "val_accs", "best_val_acc", "accuracy", "precision", "recall",
+                "f1", "inference_time", "params", "model_size_mb", "train_time", "recipe", "weights", "dataset", "split",
+                "device", "environment"):
+        assert key in stats, key
+    assert len(stats["train_losses"]) == 3 and stats["inference_time"] == latency["model"] > 0
+    for what in ("train_time", "inf_time", "model_size", "preds", "labels"):
+        assert np.load(files.array(what)).size > 0
+    assert list(predictions)[:4] == ["clip_path", "group", "label", "predicted"]
+    np.testing.assert_allclose(predictions.filter(like="p_").sum(axis=1), 1)
+    assert not files.last.exists()
+
+    def no_clip(*_):
+        raise AssertionError("a clip was opened")
+
+    monkeypatch.setattr(data_loader, "open_video", no_clip)
+    monkeypatch.setattr(features, "file_hash", no_clip)
+    again = train(data, cache, weights="auto")
+    assert again.reloaded and again.stats == stats and again.history == first.history
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, first.model.state_dict()[name])
+    pd.testing.assert_frame_equal(evaluation.evaluate(again), predictions)
+    assert evaluation.measure_latency(again) == latency
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_interrupted_training_ends_the_same(data, tmp_path, cache, monkeypatch, cached):
+    changes = {} if cached else dict(cache=False, epochs=2, batch_size=12)
+    whole = train(dataclasses.replace(data, results=tmp_path / "whole"), cache, **changes)
+    real, calls = experiment.train_one_epoch, []
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    parts = dataclasses.replace(data, results=tmp_path / "parts")
+    monkeypatch.setattr(experiment, "train_one_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, cache, **changes)
+    files = whole.files
+    assert (tmp_path / "parts" / files.last.relative_to(tmp_path / "whole")).is_file()
+    assert not (tmp_path / "parts" / files.checkpoint.relative_to(tmp_path / "whole")).exists()
+    monkeypatch.setattr(experiment, "train_one_epoch", real)
+    resumed = train(parts, cache, **changes)
+    assert resumed.history == whole.history
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
+
+
+def test_same_seed_same_predictions_cold_or_warm(data, tmp_path):
+    tables = [predict(train(dataclasses.replace(data, results=tmp_path / f"run{i}"), tmp_path / f"cache{min(i, 1)}"))
+              for i in range(3)]  # cold, cold, warm
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+    pd.testing.assert_frame_equal(tables[1], tables[2], check_exact=True)
+
+
+def test_what_differs_is_not_reloaded(data, tiny_dataset, cache, capsys):
+    first = train(data, cache, epochs=1)
+    kept = first.files.checkpoint.read_bytes()
+    assert not train(data, cache, epochs=1, lr=1e-3).reloaded
+    assert "recipe.lr is 0.001, was 0.0005" in capsys.readouterr().out
+    previous = list((data.results / "previous").glob("*/best_3d-cnn.pth"))
+    assert [p.read_bytes() for p in previous] == [kept]
+    two = open_data(str(tiny_dataset), classes=["Punch", "PushUps"], results=data.results.parent)
+    assert not train(two, cache, epochs=1, lr=1e-3).reloaded
+    assert "classes" in capsys.readouterr().out
+    other = open_data(str(tiny_dataset), "random", results=data.results.parent)
+    assert not train(other, cache, epochs=1).reloaded
+    assert "another split" in capsys.readouterr().out
+    assert not train(other, cache, epochs=1, seed=1).reloaded
+    assert "seed is 1, was 0" in capsys.readouterr().out
+
+
+def test_altered_checkpoint_is_noticed(data, cache, capsys):
+    files = train(data, cache, epochs=1).files
+    files.checkpoint.write_bytes(files.checkpoint.read_bytes() + b"x")
+    assert not train(data, cache, epochs=1).reloaded
+    assert "not the file that its sidecar describes" in capsys.readouterr().out
+
+
+def test_differences_accepts_auto_and_none():
+    recipe = get_recipe("recommended", "2d").to_dict()
+    asked = {"dataset": "demo", "recipe": recipe, "weights": "auto", "backbone": None, "seed": 1}
+    saved = json.loads(json.dumps({**asked, "weights": "packaged", "backbone": "efficientnet_lite0"}))
+    assert differences(asked, saved) == []
+    assert differences({**asked, "weights": "torchvision"}, saved) == ["weights is torchvision, was packaged"]
+    assert differences(asked, {}) != []
+
+
+def test_activations_equal_the_direct_path(data, cache):
+    """Stated tolerance: float16 storage and a bfloat16 trunk, 2 % of the activations' largest value."""
+    recipe = get_recipe("recommended", "3d", **TINY)
+    model = build_model(recipe, 3, "packaged").eval()
+    clips = VideoDataset3D(data.splits["val"], data.root, data.class_map, num_frames=4, sampling="time", frame_rate=15.0,
+                           transform=eval_transform(model.preprocessing))
+    kept = trunk_activations(model, clips, 1, "cpu", cache=cache)
+    with torch.inference_mode():
+        direct = model.trunk(clips[0][0][None])[0]
+    assert (kept[0][0][0] - direct).abs().max() < 0.02 * direct.abs().max()
+
+
+def test_activations_are_computed_once_and_follow_the_clip(data, tmp_path, monkeypatch):
+    model = build_model(get_recipe("recommended", "3d", **TINY), 3, "packaged")
+    clips = VideoDataset3D(data.splits["val"], data.root, data.class_map, num_frames=4,
+                           transform=eval_transform(model.preprocessing))
+    first = trunk_activations(model, clips, 1, "cpu", cache=tmp_path)
+    first.files[0].unlink()
+    runs, real = [], features._run_trunk
+    monkeypatch.setattr(features, "_run_trunk", lambda *a: runs.append(1) or real(*a))
+    again = trunk_activations(model, clips, 1, "cpu", cache=tmp_path)
+    assert len(runs) == 1 and again.files == first.files
+    clips.sampler.num_frames = 5
+    assert set(trunk_activations(model, clips, 1, "cpu", cache=tmp_path).files).isdisjoint(first.files)
+
+
+def test_seed_recipe_runs_on_the_same_code(data, cache):
+    run = load_or_train("3d", data, get_recipe("seed", "3d", num_frames=2, epochs=1, batch_size=12), "none", cache=cache)
+    assert run.model.update_frozen_batchnorm and run.model.preprocessing.crop == 224 and not run.recipe.cache
+    assert run.stats["trained_params"] == 1539 and len(run.stats["train_losses"]) == 1
+    assert read_json(run.files.sidecar)["weights"] == "none"

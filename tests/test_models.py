@@ -1,0 +1,180 @@
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models as tv
+
+import models
+from config import get_recipe
+from models import (
+    FrameModel, InflatedEfficientNet, ResNet3D, ResNet18Temporal, TemporalConv, TemporalPool, WeightsError, build_model,
+    choose_backbone, choose_source, weights_file,
+)
+
+
+def count(model, trained=False):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+
+
+def test_the_seeds_parameter_counts():
+    flat, solid = ResNet18Temporal(3, weights=None), ResNet3D(3, weights=None)
+    assert (count(flat), count(flat, True)) == (11_178_051, 11_178_051)
+    assert (count(solid), count(solid, True)) == (33_167_811, 1_539)
+    assert count(ResNet3D(3, freeze_backbone=False, weights=None), True) == 33_167_811
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty folder as torch's hub folder."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def plant(hub, backbone, net):
+    hub.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), weights_file(backbone))
+    assert weights_file(backbone).parent == hub
+
+
+def test_planted_torchvision_weights_are_loaded(hub):
+    torch.manual_seed(0)
+    net = tv.resnet18(weights=None).eval()
+    plant(hub, "resnet18", net)
+    model = ResNet18Temporal(3).eval()
+    x = torch.randn(1, 2, 3, 64, 64)
+    with torch.inference_mode():
+        ours = model.stages(x)[0]
+        net.fc = nn.Identity()
+        torch.testing.assert_close(ours, net(x[0]), atol=1e-4, rtol=1e-4)
+    assert choose_source("2d", "auto") == "torchvision"
+    plant(hub, "resnet3d", tv.video.r3d_18(weights=None))
+    assert ResNet3D(3).source == "torchvision"
+
+
+def test_unreadable_or_foreign_weights_are_named(hub):
+    hub.mkdir(parents=True)
+    weights_file("resnet18").write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match="resnet18-f37072fd.pth"):
+        ResNet18Temporal(3)
+    plant(hub, "resnet18", nn.Linear(2, 2))
+    with pytest.raises(WeightsError, match="another network"):
+        ResNet18Temporal(3)
+
+
+def test_refused_connection(hub, monkeypatch):
+    monkeypatch.setattr(models, "weights_url", lambda backbone: "http://127.0.0.1:9/resnet18-f37072fd.pth")
+    with pytest.raises(WeightsError) as error:
+        ResNet18Temporal(3)
+    for words in ("resnet18-f37072fd.pth", str(hub), "weights=None"):
+        assert words in str(error.value)
+    assert not list(hub.glob("*")) and choose_source("2d", "auto") == "packaged"
+
+
+def test_silent_host_fails_in_time(hub, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/resnet18-f37072fd.pth"
+        monkeypatch.setattr(models, "weights_url", lambda backbone: url)
+        started = time.monotonic()
+        with pytest.raises(WeightsError, match="can't fetch"):
+            ResNet18Temporal(3)
+    assert time.monotonic() - started < 20 and not list(hub.glob("*"))
+
+
+class BreakingHandler(http.server.BaseHTTPRequestHandler):
+    """Promises a million bytes, gives a thousand and hangs up; HEAD succeeds."""
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        self.wfile.write(b"x" * 1000)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_broken_transfer_leaves_nothing(hub, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BreakingHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(models, "weights_url",
+                        lambda backbone: f"http://127.0.0.1:{server.server_port}/resnet18-f37072fd.pth")
+    with pytest.raises(WeightsError, match="resnet18-f37072fd.pth"):
+        ResNet18Temporal(3)
+    server.shutdown()
+    assert not list(hub.glob("*"))
+
+
+@pytest.mark.parametrize("kind, weights, trained, shape", [
+    ("2d", "packaged", "stage", (1, 4, 3, 64, 64)), ("3d", "packaged", "stage", (1, 3, 4, 64, 64)),
+    ("2d", "none", "all", (1, 2, 3, 64, 64)), ("3d", "none", "head", (1, 3, 4, 64, 64))])
+def test_trunk_then_head_is_the_model(kind, weights, trained, shape):
+    recipe = get_recipe("recommended", kind, trained=trained)
+    model = build_model(recipe, 5, weights).eval()
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        assert torch.equal(model.head(model.trunk(x)), model(x)) and model(x).shape == (1, 5)
+    assert all(not p.requires_grad for p in model.trunk.parameters())
+    assert all(p.requires_grad for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_b0"])
+def test_other_frame_encoders(backbone):
+    model = FrameModel(3, backbone, pooling="max", weights=None, trained="stage").eval()
+    with torch.inference_mode():
+        assert model(torch.randn(1, 2, 3, 64, 64)).shape == (1, 3)
+
+
+def test_frozen_batchnorm_never_moves_and_cut_changes_no_name():
+    model = ResNet3D(3, weights=None, trained="stage")
+    before = {k: v.clone() for k, v in model.trunk.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    model.train()
+    nn.functional.cross_entropy(model(torch.randn(2, 3, 4, 32, 32)), torch.tensor([0, 1])).backward()
+    optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in model.trunk.state_dict().items())
+    assert model.state_dict().keys() == ResNet3D(3, weights=None).state_dict().keys()
+    model.update_frozen_batchnorm = True  # the seed's mistake, on request
+    model.train()
+    model(torch.randn(2, 3, 4, 32, 32))
+    assert any(not torch.equal(v, before[k]) for k, v in model.trunk.state_dict().items())
+
+
+def test_inflation_starts_as_the_2d_network():
+    flat, solid = FrameModel(3, "efficientnet_lite0", weights="packaged").eval(), InflatedEfficientNet(3).eval()
+    x = torch.randn(1, 3, 4, 64, 64)
+    with torch.inference_mode():
+        ours, theirs = solid.pool(solid.stages(x)), flat.pool(flat.stages(x.transpose(1, 2)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_temporal_conv_equals_conv3d():
+    layer, reference = TemporalConv(4), nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0), groups=4, bias=False)
+    nn.init.normal_(layer.weight)
+    reference.weight.data = layer.weight.data.T.reshape(4, 1, 3, 1, 1)
+    x = torch.randn(2, 5, 4, 3, 3)
+    torch.testing.assert_close(layer(x), reference(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_pooling():
+    x = torch.tensor([[[1.0, 4.0], [3.0, 0.0]]])
+    assert TemporalPool("avg")(x).tolist() == [[2.0, 2.0]] and TemporalPool("max")(x).tolist() == [[3.0, 4.0]]
+    with pytest.raises(ValueError, match="pooling"):
+        TemporalPool("median")
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: choose_source("2d", "somewhere"), "WEIGHTS"), (lambda: FrameModel(3, "vgg", weights=None), "vgg"),
+    (lambda: choose_backbone("2d", "torchvision", "efficientnet_lite0"), "torchvision"),
+    (lambda: choose_backbone("3d", "none", "resnet18"), "resnet3d"),
+    (lambda: ResNet18Temporal(3, weights=None, trained="some"), "trained")])
+def test_wrong_choices_are_told(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

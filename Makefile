@@ -6,11 +6,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+WANTED = $(or $(CLASSES),PullUps Punch PushUps)
 
 export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test clean
+.PHONY: help install demo data data-check run test clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
@@ -33,6 +34,13 @@ $(READY): requirements.txt
 
 demo: $(READY)  ## Render the embedded demo clips into dataset_info/demo
 	$(PY) src/demo_dataset.py
+
+data: $(READY)  ## Fetch the wanted UCF-101 clips and split them (FROM=DIR imports a local copy; MODE=link|copy|reference)
+	$(PY) src/ucf101.py $(if $(FROM),import --from $(FROM) --$(or $(MODE),link),fetch) --classes $(WANTED)
+	$(PY) src/ucf101.py splits --classes $(WANTED)
+
+data-check: $(READY)  ## Decode every UCF-101 clip once and report unreadable and duplicate ones
+	$(PY) src/ucf101.py check
 
 run: $(READY)  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
 	$(PY) src/run_notebooks.py

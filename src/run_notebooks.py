@@ -33,7 +33,7 @@ class ShowingClient(NotebookClient):
 
     def __init__(self, notebook, name: str, started: float, **settings):
         super().__init__(notebook, record_timing=False, timeout=None, kernel_name="python3",
-                         resources={"metadata": {"path": str(NOTEBOOKS)}}, **settings)
+                         extra_arguments=["--IPKernelApp.log_level=ERROR"], resources={"metadata": {"path": str(NOTEBOOKS)}}, **settings)
         self.name, self.started = name, started
         self.code_cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
         self.on_cell_start = self._tell

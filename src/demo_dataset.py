@@ -766,7 +766,7 @@ def prepare_folder(root: Path, classes, record: str) -> None:
 
 @contextmanager
 def opencv_without_threads():
-    """Stops OpenCV's threads in this process: a forked process that inherits them may wait for one for ever."""
+    """Stops OpenCV's threads for a while: a forked process that inherits them may wait for one for ever."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

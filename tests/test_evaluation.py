@@ -35,7 +35,7 @@ def test_uncertain_prefers_confident_mistakes():
     right = t[t.label == t.predicted]
     chosen = evaluation.uncertain(right, 4)
     assert chosen.probability.is_monotonic_increasing
-    assert chosen.probability.iloc[0] == right.filter(like="p_").max(axis=1).min()
+    assert chosen.probability.iloc[0] == right.filter(regex="^p_").max(axis=1).min()
 
 
 def write_results(root, kind, predictions):

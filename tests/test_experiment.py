@@ -56,7 +56,7 @@ def test_results_contract_and_reload_without_a_clip(data, cache, monkeypatch):
     for what in ("train_time", "inf_time", "model_size", "preds", "labels"):
         assert np.load(files.array(what)).size > 0
     assert list(predictions)[:4] == ["clip_path", "group", "label", "predicted"]
-    np.testing.assert_allclose(predictions.filter(like="p_").sum(axis=1), 1)
+    np.testing.assert_allclose(predictions.filter(regex="^p_").sum(axis=1), 1)
     assert not files.last.exists()
 
     def no_clip(*_):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
+
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's absence is no news to the reader
 from torch.utils.benchmark import Timer
 
 from config import RESULTS, ResultFiles

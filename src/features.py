@@ -80,10 +80,10 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
     kept = _kept_files(model, dataset, views, seed, precision, cache)
     missing = [i for i, path in enumerate(kept) if not path.is_file()]
     if missing:
-        clips = Subset(ClipViews(dataset, views, seed, pixels=True), missing)
-        loader = make_loader(clips, batch_size=1, collate=lambda samples: samples[0][0])
+        loader = make_loader(Subset(ClipViews(dataset, views, seed, pixels=True), missing), batch_size=1, collate=lambda samples: samples[0][0])
         trunk = model.trunk.eval()
-        for index, pixels in zip(missing, tqdm(loader, desc=title, unit="clip", file=sys.stdout, ncols=90)):
+        clips = tqdm(zip(missing, loader), title, len(missing), unit="clip", file=sys.stdout, ncols=90)
+        for index, pixels in clips:
             _keep(kept[index], _run_trunk(trunk, dataset, pixels, device, precision))
     labels = [dataset.label(i) for i in range(len(dataset))]
     return Activations(kept, labels, draw)

@@ -82,7 +82,8 @@ def clip_strip(frames: np.ndarray, title: str, axes: np.ndarray, times: np.ndarr
         ax.set_yticks([])
         if times is not None:
             ax.set_xlabel(f"{times[i]:.1f} s", fontsize=8, labelpad=2)
-    axes[0].set_title(title, loc="left", fontsize=10, fontweight="normal")
+    label = axes[0].set_title(title, loc="left", fontsize=10, fontweight="normal")
+    label.set_in_layout(False)  # it runs over the whole strip, and must not widen the first frame's column
     return axes
 
 

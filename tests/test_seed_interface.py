@@ -33,6 +33,7 @@ def planted(tmp_path, monkeypatch):
         torch.save(net.state_dict(), weights_file(backbone))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # the seed's number
 @pytest.mark.parametrize("kind, frames, shape", [("2d", 4, (2, 4, 3, 224, 224)), ("3d", 4, (2, 3, 4, 224, 224))])
 def test_the_seeds_walk(planted, tiny_dataset, class_map, tmp_path, monkeypatch, kind, frames, shape):
     monkeypatch.chdir(tmp_path)

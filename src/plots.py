@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
 from data_loader import clip_file, read_frames, segment_indices
 from utils import atomic_path
@@ -134,19 +134,11 @@ def accuracy_against_cost(results: dict[str, dict], key: str, label: str, ax: Ax
     """Test accuracy over one cost, a point a model."""
     for i, (title, stats) in enumerate(results.items()):
         ax.scatter(stats[key], stats["accuracy"], s=120, color=PALETTE[i], label=title, zorder=3)
-    ax.set(xlabel=label, ylabel="test accuracy", ylim=(0, 1.05), title=f"Accuracy against {label.split(' [')[0]}")
-    ax.set_xlim(left=0)
-    ax.margins(x=0.25)
+    widest = max(stats[key] for stats in results.values())
+    ax.set(xlabel=label, ylabel="test accuracy", xlim=(0, 1.2 * widest), ylim=(0, 1.08),
+           title=f"Accuracy against {label.split(' [')[0]}")
+    ax.xaxis.set_major_formatter(EngFormatter(sep="") if widest > 1e4 else ScalarFormatter())
     ax.legend(loc="lower right")
-    return ax
-
-
-def class_balance(counts: pd.DataFrame, ax: Axes) -> Axes:
-    """Clips a class and part, as stacked bars; `counts` as `splits.split_table` gives them."""
-    shown = counts.drop(index="total", columns="total")
-    shown.plot.bar(stacked=True, ax=ax, rot=0 if len(shown) <= 6 else 90, width=0.7)
-    ax.set(xlabel="class", ylabel="clips", title="Clips of each class and part")
-    ax.legend(title="")
     return ax
 
 

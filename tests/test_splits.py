@@ -282,7 +282,6 @@ def test_command_line(tmp_path, capsys):
     assert "in more than one part" not in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc for the peak memory")
 def test_ucf101_sized_tree_takes_seconds_and_little_memory(tmp_path):
     """13,320 clips, 101 classes of 25 groups: scanned, split each way, checked and listed in a process."""
     for number in range(101):

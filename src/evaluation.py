@@ -72,7 +72,7 @@ def evaluate(experiment: Experiment) -> pd.DataFrame:
     files, stats = experiment.files, experiment.stats
     checkpoint = read_json(files.sidecar)["sha256"]
     if stats.get("predictions_of") == checkpoint and files.predictions.is_file():
-        return pd.read_csv(files.predictions, dtype={"group": str, "label": str, "predicted": str})
+        return read_predictions(files.predictions)
     predictions = predict(experiment)
     write_csv(files.predictions, predictions)
     for name, column in (("preds", "predicted"), ("labels", "label")):
@@ -80,6 +80,11 @@ def evaluate(experiment: Experiment) -> pd.DataFrame:
     update_json(files.stats, **classification_metrics(predictions), test_clips=len(predictions),
                 views_per_video=experiment.recipe.test_clips, predictions_of=checkpoint)
     return predictions
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """A table that `evaluate` wrote; names stay text, also where they look like numbers."""
+    return pd.read_csv(path, dtype={"group": str, "label": str, "predicted": str})
 
 
 def uncertain(predictions: pd.DataFrame, count: int = 5) -> pd.DataFrame:
@@ -159,8 +164,7 @@ def load_results(root: Path = RESULTS) -> dict[str, dict]:
         stats = read_json(files.stats)
         if not files.predictions.is_file() or "accuracy" not in stats:
             raise FileNotFoundError(f"{files.stats}: no evaluated {kind.upper()}-CNN there; run {notebook} first")
-        predictions = pd.read_csv(files.predictions, dtype={"group": str, "label": str, "predicted": str})
-        results[f"{kind.upper()}-CNN"] = {**stats, "predictions": predictions}
+        results[f"{kind.upper()}-CNN"] = {**stats, "predictions": read_predictions(files.predictions)}
     check_same_clips(results)
     return results
 
@@ -225,8 +229,9 @@ def reading(results: dict[str, dict]) -> str:
     fast = min(results, key=lambda title: results[title]["inference_time"])
     slow = max(results, key=lambda title: results[title]["inference_time"])
     ratio = results[slow]["inference_time"] / results[fast]["inference_time"]
-    return (f"{said} With {clips} test videos, a single video is worth {1 / clips:.1%}, so small differences mean little. "
-            f"The {fast} needs {results[fast]['inference_time'] * 1000:.0f} ms a clip, the {slow} {ratio:.1f} times that.")
+    return (f"{said} With {clips} test videos, a single video is worth {1 / clips:.1%}, so small differences mean "
+            f"little. The {fast} needs {results[fast]['inference_time'] * 1000:.0f} ms a clip, the {slow} "
+            f"{ratio:.1f} times that.")
 
 
 def disagreements(results: dict[str, dict]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from models import DEFAULT_BACKBONE, TITLES, VideoModel, build_model, choose_sou
 from splits import check_leakage, ensure_splits, has_groups, leakage_warning, read_split, split_hash
 from utils import (
     EarlyStopping, environment, eval_one_epoch, memory_mb, read_json, save_array, save_torch, seed_everything,
-    train_one_epoch, update_json, write_json,
+    train_one_epoch, write_json,
 )
 
 HISTORY = ("train_losses", "val_losses", "train_accs", "val_accs")
@@ -185,9 +185,7 @@ class Experiment:
         prep, recipe, head = self.model.preprocessing, self.recipe, self.model.classifier
         statistics = "ImageNet" if prep.mean == IMAGENET_MEAN else "Kinetics-400"
         temporal = {"resnet3d": "3D convolutions", "efficientnet_lite0_3d": "temporal convolutions, then average"}
-        count = {True: 0, False: 0}
-        for parameter in self.model.parameters():
-            count[parameter.requires_grad] += parameter.numel()
+        total, trained = self.model.count_parameters()
         return pd.Series({
             "backbone": self.title,
             "pretrained weights": self.model.source if self.model.source == "none" else
@@ -197,7 +195,7 @@ class Experiment:
             "temporal aggregation": temporal.get(self.model.backbone, f"{recipe.pooling} pooling of frame features"),
             "classifier head": f"dropout {head[0].p:g}, fully connected ({head[1].out_features} classes)",
             "trained": {"all": "all layers", "stage": "last stage and head", "head": "head"}[recipe.trained],
-            "trainable parameters": f"{count[True]:,}", "total parameters": f"{sum(count.values()):,}",
+            "trainable parameters": f"{trained:,}", "total parameters": f"{total:,}",
         }, name="model")
 
     def dataset(self, part: str, train: bool = False) -> VideoDataset2D:
@@ -432,17 +430,18 @@ def _save(experiment: Experiment, training: Training, asked: dict) -> None:
     keep_previous(files)
     save_torch(files.checkpoint, model.state_dict())
     versions = environment(experiment.device)
+    total, trained = model.count_parameters()
+    size_mb = files.checkpoint.stat().st_size / 2**20
+    train_time = training.seconds + training.feature_seconds
     about = {"dataset": data.name, "classes": data.classes, "split": data.split, "recipe": experiment.recipe.to_dict(),
              "backbone": model.backbone, "weights": model.source, "seed": experiment.seed,
              "device": str(experiment.device), "environment": versions}
     write_json(files.stats, {
         **training.history, "best_val_acc": max(training.history["val_accs"]), "best_epoch": training.best_epoch,
-        "train_time": training.seconds + training.feature_seconds, "feature_time": training.feature_seconds,
-        "params": sum(p.numel() for p in model.parameters()),
-        "trained_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "model_size_mb": files.checkpoint.stat().st_size / 2**20, "train_memory_mb": memory_mb(), **about})
-    save_array(files.array("train_time"), training.seconds + training.feature_seconds)
-    save_array(files.array("model_size"), files.checkpoint.stat().st_size / 2**20)
+        "train_time": train_time, "feature_time": training.feature_seconds, "params": total, "trained_params": trained,
+        "model_size_mb": size_mb, "train_memory_mb": memory_mb(), **about})
+    save_array(files.array("train_time"), train_time)
+    save_array(files.array("model_size"), size_mb)
     pretrained = weights_file(model.backbone).name if model.source != "none" else None
     write_json(files.sidecar, {**asked, "weights_file": pretrained, "environment": versions,
                                "sha256": file_hash(files.checkpoint)})

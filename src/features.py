@@ -8,7 +8,6 @@ it was, and two data sets, splits or recipes that agree on a clip share its file
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,13 +79,19 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
     kept = _kept_files(model, dataset, views, seed, precision, cache)
     missing = [i for i, path in enumerate(kept) if not path.is_file()]
     if missing:
-        loader = make_loader(Subset(ClipViews(dataset, views, seed, pixels=True), missing), batch_size=1, collate=lambda samples: samples[0][0])
+        clips = Subset(ClipViews(dataset, views, seed, pixels=True), missing)
+        loader = make_loader(clips, batch_size=1, collate=_only_views)
         trunk = model.trunk.eval()
-        clips = tqdm(zip(missing, loader), title, len(missing), unit="clip", file=sys.stdout, ncols=90)
-        for index, pixels in clips:
+        progress = tqdm(zip(missing, loader), title, len(missing), unit="clip", file=sys.stdout, ncols=90)
+        for index, pixels in progress:
             _keep(kept[index], _run_trunk(trunk, dataset, pixels, device, precision))
     labels = [dataset.label(i) for i in range(len(dataset))]
     return Activations(kept, labels, draw)
+
+
+def _only_views(samples: list) -> torch.Tensor:
+    """The views of a batch of one clip; a function of the module, so that spawned workers find it."""
+    return samples[0][0]
 
 
 @torch.inference_mode()
@@ -121,8 +126,3 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 (hex) of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def disk_use(folder: str | Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(os.path.getsize(Path(top) / name) for top, _, names in os.walk(folder) for name in names)

@@ -224,6 +224,11 @@ class VideoModel(nn.Module):
         """(B, T, C, H, W) for 2D models, (B, C, T, H, W) for 3D models, to (B, num_classes) logits."""
         return self.classifier(self.pool(self.stages(x)))
 
+    def count_parameters(self) -> tuple[int, int]:
+        """All parameters, and those that are trained."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
     def train(self, mode: bool = True) -> VideoModel:
         """Training mode for what is trained: frozen BatchNorm layers keep their statistics."""
         super().train(mode)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
-from data_loader import clip_file, read_frames, segment_indices
+from data_loader import clip_file, open_video, read_frames, segment_indices
 from utils import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
@@ -97,13 +97,13 @@ def prediction_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> 
     """
     figure, axes = plt.subplots(len(table), count, figsize=(1.55 * count, 1.62 * len(table)), squeeze=False)
     for row, (_, clip) in zip(axes, table.iterrows()):
-        rate = []
-        frames, indices = read_frames(
-            clip_file(root, clip["clip_path"]),
-            lambda info: rate.append(info.fps or 25.0) or segment_indices(info.frames, count))
+        path = clip_file(root, clip["clip_path"])
+        capture, info = open_video(path)
+        capture.release()
+        frames, indices = read_frames(path, lambda info: segment_indices(info.frames, count))
         verdict = "correct" if clip["label"] == clip["predicted"] else "WRONG"
         clip_strip(frames, f"{clip['clip_path']}   true {clip['label']}, predicted {clip['predicted']} "
-                           f"with probability {clip['probability']:.2f}: {verdict}", row, indices / rate[0])
+                           f"with probability {clip['probability']:.2f}: {verdict}", row, indices / (info.fps or 25.0))
     return figure
 
 

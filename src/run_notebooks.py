@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from config import ROOT, shown
 from evaluation import comparison_table, load_results
-from experiment import find_folder, locate, open_data
+from experiment import find_folder, open_data
 from utils import atomic_path, environment, hardware_line
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -31,9 +31,10 @@ NOTEBOOKS = ROOT / "notebooks"
 class ShowingClient(NotebookClient):
     """Executes a notebook and tells which cell it is in; what cells print is passed on as it comes."""
 
-    def __init__(self, notebook, name: str, started: float, **settings):
+    def __init__(self, notebook, name: str, started: float):
         super().__init__(notebook, record_timing=False, timeout=None, kernel_name="python3",
-                         extra_arguments=["--IPKernelApp.log_level=ERROR"], resources={"metadata": {"path": str(NOTEBOOKS)}}, **settings)
+                         extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                         resources={"metadata": {"path": str(NOTEBOOKS)}})
         self.name, self.started = name, started
         self.code_cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
         self.on_cell_start = self._tell
@@ -48,9 +49,10 @@ class ShowingClient(NotebookClient):
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
-            sys.stdout.write("    " + msg["content"]["text"].rstrip("\n").replace("\n", "\n    ") + "\n"
-                             if "\r" not in msg["content"]["text"] else msg["content"]["text"])
-            sys.stdout.flush()
+            text = msg["content"]["text"]
+            if "\r" not in text:  # a progress bar moves on its own line
+                text = textwrap.indent(text.rstrip("\n"), "    ") + "\n"
+            print(text, end="", flush=True)
         return super().process_message(msg, cell, cell_index)
 
 
@@ -90,10 +92,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if dataset not in ("demo", "ucf101"):
             dataset = os.environ["DATASET"] = str(find_folder(dataset))
-        data = open_data(dataset, os.environ.get("SPLIT") or None, os.environ.get("CLASSES", "").split() or None)
+        data = open_data(dataset, os.environ.get("SPLIT") or None, os.environ.get("CLASSES", "").split() or None,
+                         int(os.environ.get("SEED") or 42))
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    _, _, results = locate(dataset)
+    results = data.results
     print(f"data set {data.name}: {data.split['clips']} clips, split {data.split['kind']}, {len(data.classes)} classes")
     target = NOTEBOOKS if dataset == "demo" else results / "notebooks"
     for name in names:

@@ -82,8 +82,8 @@ def clip_strip(frames: np.ndarray, title: str, axes: np.ndarray, times: np.ndarr
         ax.set_yticks([])
         if times is not None:
             ax.set_xlabel(f"{times[i]:.1f} s", fontsize=8, labelpad=2)
-    label = axes[0].set_title(title, loc="left", fontsize=10, fontweight="normal")
-    label.set_in_layout(False)  # it runs over the whole strip, and must not widen the first frame's column
+    axes[0].set_title(" ", fontsize=10)  # keeps the height; the words run over the strip and must not widen a column
+    axes[0].text(0, 1.06, title, fontsize=10, transform=axes[0].transAxes, in_layout=False)
     return axes
 
 

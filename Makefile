@@ -39,8 +39,8 @@ data: $(READY)  ## Fetch the wanted UCF-101 clips and split them (FROM=DIR impor
 	$(PY) src/ucf101.py $(if $(FROM),import --from $(FROM) --$(or $(MODE),link),fetch) --classes $(WANTED)
 	$(PY) src/ucf101.py splits --classes $(WANTED)
 
-data-check: $(READY)  ## Decode every UCF-101 clip once and report unreadable and duplicate ones
-	$(PY) src/ucf101.py check
+data-check: $(READY)  ## Decode every clip once (DATASET=ucf101 by default); report unreadable and duplicate ones
+	$(PY) src/audit.py $(or $(DATASET),ucf101)
 
 run: $(READY)  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
 	$(PY) src/run_notebooks.py

@@ -16,6 +16,8 @@ from typing import NamedTuple
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own chatter; failures are raised below
 
 import cv2
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # an unreadable file is told below
 import numpy as np
 import pandas as pd
 import torch

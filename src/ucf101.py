@@ -1,9 +1,8 @@
-"""Gets UCF-101 clips into one folder a class, and verifies what is there.
+"""Gets UCF-101 clips into one folder a class.
 
     python src/ucf101.py fetch  [--classes PullUps Punch PushUps | all] [--url URL]
     python src/ucf101.py import --from DIR [--link | --copy | --reference] [--classes ...]
     python src/ucf101.py splits [--kind official1] [--lists DIR]
-    python src/ucf101.py check
 
 UCF-101: Soomro, Zamir, Shah, CRCV-TR-12-01, 2012. `fetch` reads only the wanted members of the public zip.
 """
@@ -14,7 +13,6 @@ import argparse
 import difflib
 import errno
 import filecmp
-import hashlib
 import io
 import os
 import re
@@ -30,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
-import cv2
 import pandas as pd
 import psutil
 import requests
@@ -47,7 +44,6 @@ from splits import (
     group_of,
     make_split,
     print_split,
-    read_split,
     scan_clips,
     split_paths,
 )
@@ -401,83 +397,7 @@ def describe_missing(root: str | Path, classes: Iterable[str]) -> list[str]:
     return lines
 
 
-# Verifying
-
-
-def check(root: str | Path, out_csv: str | Path | None = None, workers: int | None = None) -> pd.DataFrame:
-    """Decodes every clip below a folder once.
-
-    Args:
-        root: folder of class folders; where it has `splits/`, each clip's part is told too.
-        out_csv: where the table is written.
-        workers: threads, each decoding one clip; None for one a core.
-
-    Returns:
-        One row a clip: clip_path, label, group, part (empty where in no split), status (ok; truncated: under
-        90 % of the frames that the file's header tells; unreadable), frames, duration (seconds), fps, width
-        and height (pixels), codec (four characters), sha256 of the file, duplicate_of (clip_path of the first
-        clip of the same content).
-
-    Raises:
-        FileNotFoundError, ValueError: as `scan_clips` and `read_split`.
-    """
-    root = Path(root)
-    clips = scan_clips(root)
-    part_of_clip = _part_of_clip(root / "splits")
-    clips["part"] = [part_of_clip.get(clip_path, "") for clip_path in clips["clip_path"]]
-    paths = [f"{root}{clip_path}" for clip_path in clips["clip_path"]]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        probed = list(tqdm(pool.map(_probe, paths), total=len(paths), unit="clip", desc="decoding"))
-    report = clips.drop(columns="clip_name").join(pd.DataFrame(probed))
-    first = report.groupby("sha256")["clip_path"].transform("first")
-    report["duplicate_of"] = first.where(first != report["clip_path"], "")
-    if out_csv is not None:
-        with _whole(Path(out_csv)) as temporary:
-            report.to_csv(temporary, index=False)
-    return report
-
-
-def _part_of_clip(folder: Path) -> dict[str, str]:
-    if not any(path.exists() for path in split_paths(folder).values()):
-        return {}
-    return {path: name for name, part in read_split(folder).items() for path in part["clip_path"]}
-
-
-def _probe(path: str) -> dict:
-    """Decodes a clip frame by frame with one decoder thread, converting none to a picture."""
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    if not (capture.isOpened() and capture.grab()):
-        return {"status": "unreadable", "frames": 0, "duration": 0.0, "fps": 0.0, "width": 0, "height": 0,
-                "codec": "", "sha256": sha256}
-    told, frames = capture.get(cv2.CAP_PROP_FRAME_COUNT), 1
-    while capture.grab():
-        frames += 1
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return {"status": "ok" if frames >= 0.9 * told else "truncated", "frames": frames,
-            "duration": frames / fps if fps else 0.0, "fps": fps,
-            "width": int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            "height": int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-            "codec": int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("ascii", "replace"),
-            "sha256": sha256}
-
-
-def check_table(report: pd.DataFrame) -> pd.DataFrame:
-    """One row a class of what `check` found: counts, the range of frames, seconds in all, and the formats."""
-    def values(column: pd.Series) -> str:
-        return " ".join(str(value) for value in sorted(column.unique()))
-
-    report = report.assign(size=report["width"].astype(str) + "x" + report["height"].astype(str))
-    counted = pd.DataFrame({"label": report["label"], "clips": True,
-                            "unreadable": report["status"] == "unreadable",
-                            "truncated": report["status"] == "truncated",
-                            "duplicates": report["duplicate_of"] != ""})
-    readable = report[report["status"] != "unreadable"].groupby("label")
-    return counted.groupby("label").sum().join(pd.DataFrame({
-        "frames": readable["frames"].agg(lambda frames: f"{frames.min()}-{frames.max()}"),
-        "seconds": readable["duration"].sum().round(1),
-        **{name: readable[name].agg(values) for name in ("fps", "size", "codec")}}))
+# Published lists
 
 
 def check_lists(root: str | Path, lists: str | Path, classes: Iterable[str] | None = None) -> pd.DataFrame:
@@ -531,7 +451,7 @@ def _parser() -> argparse.ArgumentParser:
     root.add_argument("--root", type=Path, default=UCF101_ROOT, help="folder of class folders")
     classes = argparse.ArgumentParser(add_help=False)
     classes.add_argument("--classes", nargs="+", default=CLASSES, help="class names, or all")
-    parser = argparse.ArgumentParser(description="Gets UCF-101 clips and verifies them.")
+    parser = argparse.ArgumentParser(description="Gets UCF-101 clips and splits them.")
     commands = parser.add_subparsers(dest="command", required=True)
     fetching = commands.add_parser("fetch", parents=[root, classes], help="download only the wanted clips")
     fetching.add_argument("--url", default=DEFAULT_URL)
@@ -544,15 +464,13 @@ def _parser() -> argparse.ArgumentParser:
     splitting = commands.add_parser("splits", parents=[root, classes], help="write the split CSVs")
     splitting.add_argument("--kind", choices=KINDS, default="official1")
     splitting.add_argument("--lists", type=Path, help="folder with UCF-101's published list files")
-    checking = commands.add_parser("check", parents=[root], help="decode every clip once")
-    checking.add_argument("--csv", type=Path, help="where the report goes (default: ROOT/check.csv)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: an error is one line and exit status 1."""
     options = _parser().parse_args(arguments)
-    run = {"fetch": _run_fetch, "import": _run_import, "splits": _run_splits, "check": _run_check}
+    run = {"fetch": _run_fetch, "import": _run_import, "splits": _run_splits}
     try:
         run[options.command](options)
     except (DataError, ValueError, OSError) as error:
@@ -586,21 +504,6 @@ def _run_splits(options: argparse.Namespace) -> None:
     if options.lists:
         differences = check_lists(options.root, options.lists, _wanted(options))
         print("the same as the published lists" if differences.empty else differences.to_string(index=False))
-
-
-def _run_check(options: argparse.Namespace) -> None:
-    csv = options.csv or options.root / "check.csv"
-    report = check(options.root, csv)
-    print(check_table(report).to_string())
-    for row in report[report["status"] != "ok"].itertuples():
-        print(f"{row.status}: {row.clip_path} ({row.frames} frames)")
-    part = report.set_index("clip_path")["part"]
-    for row in report[report["duplicate_of"] != ""].itertuples():
-        parts = f" ({row.part} and {part[row.duplicate_of]})" if row.part else ""
-        print(f"duplicate: {row.clip_path} = {row.duplicate_of}{parts}")
-    print(f"report: {csv}")
-    if (report["status"] == "unreadable").any():
-        raise DataError("some clips are unreadable: remove them and fetch or import them again")
 
 
 if __name__ == "__main__":

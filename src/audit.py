@@ -29,6 +29,7 @@ from config import CACHE, get_recipe, shown
 from data_loader import VideoDataset2D, VideoError, clip_file, eval_transform, open_video
 from experiment import VideoData, locate
 from features import file_hash, trunk_activations
+from metrics import accuracy_interval
 from models import TITLES, build_model, choose_source
 from splits import KINDS, check_leakage, make_split, read_split, scan_clips, split_parts, split_paths
 from utils import write_csv
@@ -41,6 +42,7 @@ SHORTCUTS = {
     "mean colour": ["mean_l", "mean_a", "mean_b"],
     "amount of motion": ["motion"],
 }
+LAB_SPLITS = {"random": "random splits", "group": "splits by whole groups"}
 LAB_FRAMES = 8  # frames a clip whose frozen features are averaged in the leakage lab
 
 
@@ -106,7 +108,9 @@ def _scan(capture: cv2.VideoCapture) -> tuple[int, float, np.ndarray]:
             colours.append(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_BGR2LAB).mean(axis=(0, 1)))
             before = grey
         frames += 1
-    return frames, float(np.mean(flows)) if flows else np.nan, np.mean(colours, axis=0) if colours else np.full(3, np.nan)
+    if not colours:
+        return 0, np.nan, np.full(3, np.nan)
+    return frames, float(np.mean(flows)) if flows else np.nan, np.mean(colours, axis=0)
 
 
 def load_or_check(root: str | Path, clips: pd.DataFrame, path: str | Path) -> pd.DataFrame:
@@ -168,6 +172,13 @@ def group_overlap(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame({a: {b: len(groups[a] & groups[b]) for b in groups} for a in groups})
 
 
+def group_note(split: dict) -> str:
+    """What `VideoData.split` tells of groups, in one line."""
+    if not split["groups_named"]:
+        return "no clip names a group (_gNN_cNN): each is its own, and leakage can't be checked"
+    return f"split {split['kind']}: {split['shared_groups']} groups in more than one part"
+
+
 def split_kinds(clips: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
     """What each kind of split would make of these clips: clips a part and groups shared, or why it can't be made."""
     rows = {}
@@ -178,7 +189,8 @@ def split_kinds(clips: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
                           "shared groups": str(len(check_leakage(parts))), "note": ""}
         except ValueError as error:
             rows[kind] = {"note": f"not possible: {error}"}
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("split")
+    columns = ["train", "val", "test", "shared groups", "note"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).fillna("–").rename_axis("split")
 
 
 # ---------------------------------------------------------------- shortcuts
@@ -203,6 +215,25 @@ def shortcut_scores(report: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {title: test[["clip_path", "group", "label"]].assign(
         predicted=rule.fit(train[columns], train["label"]).predict(test[columns])).reset_index(drop=True)
         for title, (columns, rule) in rules.items()}
+
+
+def shortcut_table(rules: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Test accuracy of each rule of `shortcut_scores` with its 95 % Wilson interval: accuracy, low, high."""
+    rows = {title: accuracy_interval(predictions) for title, predictions in rules.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"]).rename_axis("rule")
+
+
+def shortcut_reading(scores: pd.DataFrame) -> str:
+    """What `shortcut_table` says, in a sentence or two made from its numbers."""
+    chance, rules = scores.loc["most frequent class", "accuracy"], scores.drop(index="most frequent class")
+    telling = rules[rules["low"] > chance].sort_values("accuracy", ascending=False)
+    duration = f"Clip duration alone names {rules.loc['duration', 'accuracy']:.0%} of the test clips correctly"
+    said = f"{duration}; always naming the most frequent class is right on {chance:.0%}."
+    if telling.empty:
+        return f"{said} No rule is better than that beyond what so few test clips may show by chance."
+    listed = ", ".join(f"{title} ({row.accuracy:.0%})" for title, row in telling.iterrows())
+    return (f"{said} Better than that, beyond chance: **{listed}**. A model that reaches no more than these may have learnt "
+            "nothing about the action.")
 
 
 # ---------------------------------------------------------------- leakage
@@ -243,6 +274,11 @@ def leakage_lab(clips: pd.DataFrame, representations: dict[str, np.ndarray], rep
     clips, rows = clips.reset_index(drop=True), []
     index = pd.Series(clips.index, clips["clip_path"])
     for kind in ("random", "group"):
+        try:
+            make_split(clips, kind, 0)
+        except ValueError as error:
+            print(f"no {kind} splits in the lab: {error}")
+            continue
         for seed in range(repeats):
             parts = split_parts(make_split(clips, kind, seed))
             train, test = (index[parts[part]["clip_path"]].to_numpy() for part in ("train", "test"))
@@ -255,11 +291,36 @@ def leakage_lab(clips: pd.DataFrame, representations: dict[str, np.ndarray], rep
 
 
 def leakage_table(lab: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation of `leakage_lab`'s accuracies, and the difference of the means, by representation."""
+    """Mean and standard deviation of `leakage_lab`'s accuracies by representation, and the difference of the means."""
     grouped = lab.groupby(["representation", "split"], sort=False)["accuracy"].agg(["mean", "std"]).unstack("split")
-    table = pd.DataFrame({f"{kind} split": [f"{m:.3f} ± {s:.3f}" for m, s in zip(grouped["mean", kind], grouped["std", kind])]
-                          for kind in ("random", "group")}, index=grouped.index)
-    return table.assign(difference=(grouped["mean", "random"] - grouped["mean", "group"]).map("{:+.3f}".format))
+    text = grouped.map("{:.3f}".format)
+    table = pd.DataFrame({title: text["mean", kind] + " ± " + text["std", kind]
+                          for kind, title in LAB_SPLITS.items() if ("mean", kind) in grouped})
+    if len(table.columns) == len(LAB_SPLITS):
+        table["difference of the means"] = (grouped["mean", "random"] - grouped["mean", "group"]).map("{:+.3f}".format)
+    return table
+
+
+def leakage_reading(lab: pd.DataFrame, near: float, chance: float) -> str:
+    """What the lab says, in sentences made from its numbers.
+
+    Args:
+        lab: from `leakage_lab`.
+        near, chance: from `same_group_neighbours`.
+    """
+    said = [f"For {near:.0%} of the clips the nearest other clip, by these frozen features, is of their own group (by chance "
+            f"{chance:.1%}): under a random split a classifier can look the answer up."]
+    for title, rows in lab.groupby("representation", sort=False):
+        by_seed = rows.pivot(index="seed", columns="split", values="accuracy")
+        if set(by_seed) < set(LAB_SPLITS):
+            return "Without both kinds of split, leakage can't be measured on these clips."
+        gain = by_seed["random"].mean() - by_seed["group"].mean()
+        error = np.sqrt(sum(by_seed[kind].var() / len(by_seed) for kind in LAB_SPLITS))
+        verdict = (f"gains {100 * gain:.1f} points from leakage" if gain > 2 * error else
+                   f"shows no gain beyond the spread of the splits ({100 * gain:+.1f} points)")
+        said.append(f"With the {title}, the score under random splits is {by_seed['random'].mean():.1%}, under whole groups "
+                    f"{by_seed['group'].mean():.1%}: it {verdict}.")
+    return " ".join(said)
 
 
 def same_group_neighbours(clips: pd.DataFrame, features: np.ndarray) -> tuple[float, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,8 +14,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+from PIL import Image
 
-from data_loader import clip_file, open_video, read_frames, segment_indices
+from data_loader import clip_file, open_video, read_frames, segment_indices, time_indices
 from utils import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
@@ -150,3 +154,119 @@ def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figu
         frames, _ = read_frames(clip_file(root, clip["clip_path"]), lambda info: segment_indices(info.frames, count))
         clip_strip(frames, f"{clip['label']}   {clip['clip_path']}", row)
     return figure
+
+
+# ---------------------------------------------------------------- the data set
+
+def class_counts(counts: pd.DataFrame, ax: Axes) -> Axes:
+    """Clips of each class by part, stacked: what `splits.split_table` gives."""
+    counts = counts.drop(index="total", columns="total")
+    left = np.zeros(len(counts))
+    for part in counts:
+        bars = ax.barh(counts.index, counts[part], left=left, label=part)
+        if len(counts) <= 15:
+            ax.bar_label(bars, label_type="center", color="white", fontweight="bold")
+        left += counts[part].to_numpy()
+    ax.set(xlabel="clips", ylabel="class", title="Clips of each class")
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.legend(title="part", bbox_to_anchor=(1, 1), loc="upper left")
+    return ax
+
+
+def contact_sheet(table: pd.DataFrame, root: str | Path, label: str, columns: int = 8, rows: int = 2) -> Figure:
+    """The middle frame of clips of one class, each of another group as long as there are groups.
+
+    Args:
+        table: with clip_path, label and group.
+        root: the data set's folder.
+        label: the class.
+        columns, rows: of the sheet.
+    """
+    clips = table[table["label"] == label]
+    clips = clips.assign(turn=clips.groupby("group").cumcount()).sort_values(["turn", "group"]).head(columns * rows)
+    rows = -(-len(clips) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.42 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, clip in zip(axes.flat, clips.itertuples()):
+        frames, _ = read_frames(clip_file(root, clip.clip_path), lambda info: [info.frames // 2])
+        ax.imshow(frames[0])
+        ax.set_title(clip.group, fontsize=8, pad=2, fontweight="normal")
+    figure.suptitle(f"{label}: {len(clips)} of {(table['label'] == label).sum()} clips, named by their group",
+                    fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def animation(frames: np.ndarray, caption: str, fps: float = 8.0, height: int = 150) -> str:
+    """An endless GIF in an HTML figure that needs no other file.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+        caption: below it, and its text for those who can't see it.
+        fps: frames a second.
+        height: in pixels.
+    """
+    width = round(height * frames.shape[2] / frames.shape[1])
+    pictures = [Image.fromarray(frame).resize((width, height)).quantize(96, dither=Image.Dither.NONE)
+                for frame in frames]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+    data, words = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption, quote=True)
+    return (f'<figure style="display:inline-block;margin:0 1em 1em 0"><img alt="animation: {words}" width="{width}" '
+            f'height="{height}" src="data:image/gif;base64,{data}"><figcaption>{words}</figcaption></figure>')
+
+
+def animated_samples(table: pd.DataFrame, root: str | Path, seconds: float = 2.5, fps: float = 8.0) -> str:
+    """The middle of the first clip of each class, moving at its true speed, as one piece of HTML."""
+    first = table.groupby("label", sort=True).first().reset_index()
+    figures = []
+    for clip in first.itertuples():
+        frames, _ = read_frames(clip_file(root, clip.clip_path),
+                                lambda info: time_indices(info.frames, info.fps, round(seconds * fps), fps))
+        figures.append(animation(frames, f"{clip.label}: {clip.clip_path}", fps))
+    return f"<div>{''.join(figures)}</div>"
+
+
+def by_class(report: pd.DataFrame, column: str, label: str, ax: Axes) -> Axes:
+    """The spread of one of `audit.check_clips`'s columns in each class: quartiles, and every clip as a point."""
+    common = dict(data=report, x=column, y="label", hue="label", order=sorted(report["label"].unique()), legend=False, ax=ax)
+    sns.boxplot(**common, fliersize=0, width=0.6, boxprops={"alpha": 0.4})
+    if len(report) <= 1000:
+        sns.stripplot(**common, size=3, alpha=0.6)
+    ax.set(xlabel=label, ylabel="", title=label.split(" [")[0], xlim=(0, None))
+    return ax
+
+
+def accuracy_bars(scores: pd.DataFrame, title: str, ax: Axes, chance: float | None = None) -> Axes:
+    """Accuracies with their intervals, a bar a row.
+
+    Args:
+        scores: indexed by name, with accuracy, low and high.
+        title: of the axes.
+        ax: to draw on.
+        chance: accuracy of naming the most frequent class, drawn as a line.
+    """
+    errors = np.abs(scores[["low", "high"]].to_numpy().T - scores["accuracy"].to_numpy())
+    ax.barh(scores.index, scores["accuracy"], xerr=errors, height=0.6, color=PALETTE[0], alpha=0.85,
+            error_kw={"capsize": 4, "ecolor": "0.25"})
+    for y, row in enumerate(scores.itertuples()):
+        ax.text(0.01, y, f"{row.accuracy:.2f}", va="center", color="white", fontweight="bold")
+    if chance is not None:
+        ax.axvline(chance, color="0.3", linestyle="--", label=f"most frequent class: {chance:.2f}")
+        ax.legend(loc="lower right")
+    ax.set(xlabel="test accuracy, with 95 % interval", title=title, xlim=(0, 1.02))
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    return ax
+
+
+def leakage(lab: pd.DataFrame, ax: Axes) -> Axes:
+    """The accuracies of `audit.leakage_lab`: each split a point, the mean a line."""
+    common = dict(data=lab, x="accuracy", y="representation", hue="split", hue_order=["random", "group"], ax=ax)
+    sns.stripplot(**common, dodge=True, size=6, alpha=0.6)
+    sns.pointplot(**common, dodge=0.4, errorbar=None, linestyle="none", marker="|", markersize=26, markeredgewidth=3,
+                  legend=False)
+    ax.set(xlabel="test accuracy", ylabel="", title="The same classifier under random splits and under whole groups")
+    ax.legend(title="split", bbox_to_anchor=(1, 1), loc="upper left")
+    return ax

@@ -1,0 +1,355 @@
+"""Classical descriptors of a clip, computed once and kept: what its frames look like, and how they move.
+
+All are histograms of fixed size from a fixed number of frames, each family of unit length, so that neither the
+length nor the frame rate nor the size of a clip shows in them. Motion is measured between frames a fixed time apart
+that lie evenly over the clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import skimage
+from skimage.feature import fisher_vector, hog, learn_gmm, local_binary_pattern
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.decomposition import PCA
+from tqdm import tqdm
+
+from config import CACHE
+from data_loader import VideoInfo, clip_file, read_frames, segment_indices
+from demo_dataset import available_cpus, opencv_without_threads
+from features import file_hash
+from utils import atomic_path
+
+VERSION = 1  # raise it where the same settings give other numbers
+WIDTH, HEIGHT = 160, 120  # every frame is brought to this size, in pixels
+FLOW_WIDTH, FLOW_HEIGHT = 80, 60  # and its flow to this: DIS computes no finer
+PAIRS = 24  # pairs of frames whose optical flow is measured
+SECONDS = 0.08  # between the frames of a pair: 2 frames at 25 and at 30 a second
+DEFAULT_RATE = 25.0  # frames a second, for files that don't say
+STILLS = 4  # frames whose appearance is described
+STILL_SPEED = 0.04  # slower is "no motion", in frame heights a second (Wang et al.: 0.4 pixels a frame)
+ORIENTATIONS = 8
+WINDOWS, ROWS, COLUMNS = 6, 12, 16  # space-time cells of local motion: windows of 4 pairs, cells of 5x5 flow vectors
+CHANNELS = 3 * ORIENTATIONS + 1  # HOF with its bin for no motion, MBH of the horizontal and of the vertical flow
+CELLS = (WINDOWS, ROWS, COLUMNS, CHANNELS)
+GRID = (3, 3, 4)  # thirds of the clip, rows and columns of the pooled motion histograms
+VECTORS_A_CELL = PAIRS * FLOW_HEIGHT * FLOW_WIDTH / (WINDOWS * ROWS * COLUMNS)
+LAB_BINS = (6, 7, 7)  # odd for a and b, so that grey lies inside a bin
+LBP_BINS = 59  # uniform patterns of 8 neighbours, and one bin for the rest
+LOCAL_POOL = 256  # local motion descriptors a clip, the liveliest
+FLOOR = 0.01  # below about this length a family is faint, and isn't blown up to unit length
+
+
+class Family(NamedTuple):
+    """One family of descriptors: its group (`appearance` or `motion`), its dimension, and what it describes."""
+
+    group: str
+    dimension: int
+    about: str
+
+
+FAMILIES = {
+    "hog": Family("appearance", 5 * 7 * 36, f"shape: histograms of oriented gradients, mean of {STILLS} frames"),
+    "colour": Family("appearance", int(np.prod(LAB_BINS)), f"colour: joint CIE Lab histogram of {STILLS} frames"),
+    "texture": Family("appearance", 12 * LBP_BINS,
+                      f"texture: uniform local binary patterns in a 3x4 grid, {STILLS} frames"),
+    "hof": Family("motion", int(np.prod(GRID)) * (ORIENTATIONS + 1),
+                  f"motion: histograms of optical flow in a 3x4 grid and thirds of the clip, {PAIRS} pairs of frames"),
+    "mbh": Family("motion", int(np.prod(GRID)) * 2 * ORIENTATIONS,
+                  f"motion boundaries: the same of the flow's gradients, {PAIRS} pairs of frames"),
+}
+
+
+def settings() -> dict:
+    """What decides a descriptor's numbers besides the clip, as plain types."""
+    return {"version": VERSION, "size": [WIDTH, HEIGHT], "pairs": PAIRS, "seconds": SECONDS, "stills": STILLS,
+            "cells": list(CELLS), "dimensions": {name: family.dimension for name, family in FAMILIES.items()},
+            "opencv": cv2.__version__, "scikit-image": skimage.__version__}
+
+
+def descriptor_table() -> pd.DataFrame:
+    """The families, one row each: family, group, dimensions and what it describes."""
+    rows = [(name, family.group, family.dimension, family.about) for name, family in FAMILIES.items()]
+    return pd.DataFrame(rows, columns=["family", "group", "dimensions", "what it describes"])
+
+
+# ---------------------------------------------------------------- frames
+
+class FramePairs(NamedTuple):
+    """Frames of a clip: (2 * PAIRS, H, W, 3) uint8 RGB, each two a pair, and the (PAIRS,) seconds between them."""
+
+    frames: np.ndarray
+    seconds: np.ndarray
+
+
+def pair_indices(info: VideoInfo) -> np.ndarray:
+    """(2 * PAIRS,) frame indices: one pair in each of PAIRS equal segments, its frames about SECONDS apart.
+
+    The place within the segment moves by the golden ratio, so that a movement's period can't beat with the segments.
+    """
+    apart = max(round(SECONDS * (info.fps or DEFAULT_RATE)), 1)
+    apart = min(apart, info.frames - 1)
+    places = (0.5 + np.arange(PAIRS) * (5**0.5 - 1) / 2) % 1
+    first = segment_indices(info.frames - apart, PAIRS, places)
+    return np.stack([first, first + apart], axis=1).ravel()
+
+
+def read_pairs(path: str | Path) -> FramePairs:
+    """Decodes the frames that a clip's descriptors need, in one pass.
+
+    Raises:
+        VideoError: as `read_frames`.
+    """
+    rates = []
+
+    def choose(info: VideoInfo) -> np.ndarray:
+        rates.append(info.fps or DEFAULT_RATE)
+        return pair_indices(info)
+
+    frames, indices = read_frames(path, choose)
+    apart = indices[1::2] - indices[::2]
+    return FramePairs(frames, np.maximum(apart, 1) / rates[-1])
+
+
+# ---------------------------------------------------------------- appearance
+
+def unit(histogram: np.ndarray) -> np.ndarray:
+    """A histogram after the square root (Hellinger kernel) at unit length, flat; nearly nothing stays so."""
+    root = np.sqrt(np.maximum(histogram, 0, dtype=np.float64)).ravel()
+    return (root / np.sqrt(root @ root + FLOOR**2)).astype(np.float32)
+
+
+def describe_shape(grey: np.ndarray) -> np.ndarray:
+    """HOG (Dalal and Triggs, 2005) of (T, H, W) frames, averaged over them."""
+    return np.mean([hog(frame, 9, (20, 20), (2, 2), transform_sqrt=True) for frame in grey], axis=0)
+
+
+def describe_colour(frames: np.ndarray) -> np.ndarray:
+    """Joint CIE Lab histogram of (T, H, W, 3) RGB frames: shares of the pixels; a and b are cut at -64 and 64."""
+    lab = cv2.cvtColor(frames.reshape(-1, WIDTH, 3), cv2.COLOR_RGB2LAB)  # 8 bits a channel: a and b are 128 at grey
+    lab[..., 1:] = lab[..., 1:].clip(64, 191)
+    return cv2.calcHist([lab], [0, 1, 2], None, list(LAB_BINS), [0, 256, 64, 192, 64, 192]) / lab[..., 0].size
+
+
+def describe_texture(grey: np.ndarray) -> np.ndarray:
+    """Uniform local binary patterns (Ojala et al., 2002) of (T, H, W) frames, by region: shares of its pixels."""
+    codes = np.stack([local_binary_pattern(frame, 8, 1, "nri_uniform") for frame in grey]).astype(np.int64)
+    rows, columns = np.arange(HEIGHT) * 3 // HEIGHT, np.arange(WIDTH) * 4 // WIDTH
+    region = rows[:, None] * 4 + columns
+    counts = np.bincount((region * LBP_BINS + codes).ravel(), minlength=12 * LBP_BINS).reshape(12, LBP_BINS)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+# ---------------------------------------------------------------- motion
+
+def optical_flow(grey: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Dense optical flow (DIS, Kroeger et al., 2016) of pairs of frames, less the camera's.
+
+    Args:
+        grey: (2 * P, H, W) uint8, each two a pair.
+        seconds: (P,) between the frames of a pair.
+
+    Returns:
+        (P, 2, FLOW_HEIGHT, FLOW_WIDTH) float32, horizontal and vertical, in frame heights a second. The median of a
+        pair's flow is taken for the camera's and subtracted.
+    """
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = np.stack([cv2.resize(dis.calc(first, second, None), (FLOW_WIDTH, FLOW_HEIGHT), interpolation=cv2.INTER_AREA)
+                     for first, second in zip(grey[::2], grey[1::2])]).transpose(0, 3, 1, 2)
+    flow = flow - np.median(flow, axis=(2, 3), keepdims=True)
+    return np.ascontiguousarray(flow * np.float32(1 / HEIGHT / seconds)[:, None, None, None])
+
+
+def oriented_cells(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Histograms of a vector field's directions, weighted by length, in space-time cells.
+
+    Args:
+        x, y: (PAIRS, FLOW_HEIGHT, FLOW_WIDTH) float32.
+
+    Returns:
+        (WINDOWS, ROWS, COLUMNS, ORIENTATIONS): lengths averaged over the cell, each shared between the two
+        nearest directions.
+    """
+    length, angle = cv2.cartToPolar(x.reshape(-1, FLOW_WIDTH), y.reshape(-1, FLOW_WIDTH))
+    place = angle.ravel() * np.float32(ORIENTATIONS / (2 * np.pi))
+    below = place.astype(np.int64)
+    upper = length.ravel() * (place - below)
+    cell = ORIENTATIONS * _cell_of_vector().ravel()
+    bins = int(np.prod(CELLS[:3])) * ORIENTATIONS
+    counts = (np.bincount(cell + below % ORIENTATIONS, length.ravel() - upper, bins)
+              + np.bincount(cell + (below + 1) % ORIENTATIONS, upper, bins))
+    return (counts / VECTORS_A_CELL).reshape(*CELLS[:3], ORIENTATIONS)
+
+
+def _cell_of_vector() -> np.ndarray:
+    """(PAIRS, FLOW_HEIGHT, FLOW_WIDTH) int64: the cell that each flow vector is in."""
+    window, row, column = (np.arange(size) * cells // size
+                           for size, cells in ((PAIRS, WINDOWS), (FLOW_HEIGHT, ROWS), (FLOW_WIDTH, COLUMNS)))
+    return (window[:, None, None] * ROWS + row[:, None]) * COLUMNS + column
+
+
+def motion_cells(flow: np.ndarray) -> np.ndarray:
+    """HOF (Laptev et al., 2008) and motion boundary histograms (Dalal et al., 2006) in space-time cells.
+
+    Args:
+        flow: (PAIRS, 2, FLOW_HEIGHT, FLOW_WIDTH), in frame heights a second.
+
+    Returns:
+        CELLS float32; the channels are HOF's directions, the share without motion, then MBH's directions of
+        the horizontal and the vertical flow. MBH is of the flow's gradient.
+    """
+    moving = np.hypot(flow[:, 0], flow[:, 1]) >= STILL_SPEED
+    hof = oriented_cells(flow[:, 0] * moving, flow[:, 1] * moving)
+    still = np.bincount(_cell_of_vector()[~moving], minlength=int(np.prod(CELLS[:3]))) / VECTORS_A_CELL
+    boundaries = [oriented_cells(*np.gradient(flow[:, axis], axis=(2, 1))) for axis in (0, 1)]
+    return np.concatenate([hof, still.reshape(*CELLS[:3], 1), *boundaries], axis=-1).astype(np.float32)
+
+
+def pool_cells(cells: np.ndarray) -> np.ndarray:
+    """CELLS averaged over GRID: (3, 3, 4, CHANNELS)."""
+    split = [side for whole, part in zip(CELLS[:3], GRID) for side in (part, whole // part)]
+    return cells.reshape(*split, CHANNELS).mean(axis=(1, 3, 5))
+
+
+# ---------------------------------------------------------------- a clip, a table of clips
+
+def describe_pairs(pairs: FramePairs) -> dict[str, np.ndarray]:
+    """Every family, (D,) float32, of the frames that `read_pairs` gave, and `cells`, the local motion (CELLS)."""
+    frames = np.stack([cv2.resize(f, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for f in pairs.frames])
+    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    stills = slice(0, None, len(frames) // STILLS)
+    cells = motion_cells(optical_flow(grey, pairs.seconds))
+    pooled = pool_cells(cells)
+    families = {"hog": describe_shape(grey[stills]), "colour": describe_colour(frames[stills]),
+                "texture": describe_texture(grey[stills]), "hof": pooled[..., :ORIENTATIONS + 1],
+                "mbh": pooled[..., ORIENTATIONS + 1:]}
+    return {**{name: unit(values) for name, values in families.items()}, "cells": cells}
+
+
+def describe_clip(path: str | Path) -> dict[str, np.ndarray]:
+    """The descriptors of a video file: family to (D,) float32 of about unit length (a still clip has next to no mbh).
+
+    Raises:
+        VideoError: as `read_frames`.
+    """
+    described = describe_pairs(read_pairs(path))
+    return {name: described[name] for name in FAMILIES}
+
+
+def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE,
+                     workers: int | None = None) -> dict[str, np.ndarray]:
+    """The descriptors of a table's clips; what was computed before is read back.
+
+    Args:
+        table: with the column `clip_path`.
+        root: the data set's folder.
+        cache: folder of the kept files.
+        workers: threads; None takes one for each CPU that this process may use.
+
+    Returns:
+        Family to (N, D) float32, in the table's order.
+
+    Raises:
+        VideoError: a clip can't be decoded; what was computed before it is kept.
+    """
+    files = _kept_files(table, root, cache, workers)
+    rows = []
+    for file in files:
+        with np.load(file) as kept:
+            rows.append([kept[name] for name in FAMILIES])
+    return {name: np.stack(column) for name, column in zip(FAMILIES, zip(*rows))}
+
+
+def clip_cells(table: pd.DataFrame, root: str | Path, cache: Path = CACHE, workers: int | None = None) -> np.ndarray:
+    """(N, prod(CELLS)) float32: the local motion of a table's clips, for `FisherVectors`; as `clip_descriptors`."""
+    rows = []
+    for file in _kept_files(table, root, cache, workers):
+        with np.load(file) as kept:
+            rows.append(kept["cells"].ravel().astype(np.float32))
+    return np.stack(rows)
+
+
+def _kept_files(table, root, cache, workers) -> list[Path]:
+    """One file a clip, whole, named by the clip's content and the settings; what is missing is computed first."""
+    clips = [clip_file(root, path) for path in table["clip_path"]]
+    keys = [hashlib.sha256(f"{settings()}{file_hash(clip)}".encode()).hexdigest()[:32] for clip in clips]
+    kept = [Path(cache) / "descriptors" / f"{key}.npz" for key in keys]
+    missing = {file: clip for file, clip in zip(kept, clips) if not file.is_file()}
+    if missing:
+        with opencv_without_threads(), ThreadPoolExecutor(workers or available_cpus()) as pool:
+            progress = tqdm(pool.map(_keep, missing.values(), missing), "descriptors", len(missing), unit="clip",
+                            file=sys.stdout, ncols=90)
+            list(progress)
+    return kept
+
+
+def _keep(clip: Path, file: Path) -> None:
+    described = describe_pairs(read_pairs(clip))
+    described["cells"] = described["cells"].astype(np.float16)
+    with atomic_path(file) as temporary:
+        np.savez(temporary, **described)
+
+
+# ---------------------------------------------------------------- Fisher vectors
+
+class FisherVectors(TransformerMixin, BaseEstimator):
+    """Improved Fisher vectors (Perronnin et al., 2010) of local motion, fitted on the clips that `fit` is given.
+
+    A local descriptor is the HOF and MBH of 2x2 neighbouring cells in one window of the clip, square-rooted and at
+    unit length a channel group, brought to `components` whitened principal components, with its place in the frame
+    and the clip beside them (Sanchez et al., 2012). Only a clip's LOCAL_POOL liveliest ones count.
+
+    Args:
+        modes: Gaussians of the mixture.
+        components: principal components.
+        per_clip: local descriptors a clip that components and mixture are learnt from.
+        random_state: of the choice of these and of the mixture's start.
+    """
+
+    def __init__(self, modes: int = 16, components: int = 24, per_clip: int = 64, random_state: int = 0):
+        self.modes, self.components, self.per_clip, self.random_state = modes, components, per_clip, random_state
+
+    def fit(self, X: np.ndarray, y=None) -> FisherVectors:
+        """Learns components and mixture from (N, prod(CELLS)) local motion, as `clip_cells` gives it."""
+        rng = np.random.default_rng(self.random_state)
+        drawn = [local_descriptors(row)[rng.permutation(LOCAL_POOL)[:self.per_clip]] for row in X]
+        sample = np.concatenate(drawn)
+        self.pca_ = PCA(self.components, whiten=True, random_state=self.random_state).fit(sample[:, 3:])
+        self.gmm_ = learn_gmm(self._project(sample), n_modes=self.modes, gm_args={
+            "covariance_type": "diag", "random_state": self.random_state, "reg_covar": 1e-3})
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """(N, prod(CELLS)) to (N, modes * (2 * components + 7)) Fisher vectors of unit length."""
+        return np.stack([fisher_vector(self._project(local_descriptors(row)), self.gmm_, improved=True) for row in X])
+
+    def _project(self, local: np.ndarray) -> np.ndarray:
+        return np.hstack([self.pca_.transform(local[:, 3:]), local[:, :3]])
+
+
+def local_descriptors(cells: np.ndarray) -> np.ndarray:
+    """A clip's liveliest local motion descriptors.
+
+    Args:
+        cells: CELLS values, of any shape.
+
+    Returns:
+        (LOCAL_POOL, 3 + 4 * CHANNELS): time, row and column, each from -1 to 1, then HOF and MBH of the 2x2 cells there.
+    """
+    cells = cells.reshape(CELLS)
+    blocks = np.stack([cells[:, r:ROWS - 1 + r, c:COLUMNS - 1 + c] for r in (0, 1) for c in (0, 1)], axis=3)
+    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in blocks.shape[:3]), indexing="ij"), axis=-1)
+    blocks, place = blocks.reshape(-1, 4, CHANNELS), place.reshape(-1, 3)  # (n, 4, CHANNELS), (n, 3)
+    liveliness = np.delete(blocks, ORIENTATIONS, axis=2).sum(axis=(1, 2))
+    chosen = np.argsort(-liveliness, kind="stable")[:LOCAL_POOL]
+    groups = np.split(np.sqrt(blocks[chosen]), (ORIENTATIONS + 1, 2 * ORIENTATIONS + 1), axis=2)
+    unit_groups = [g.reshape(LOCAL_POOL, -1) / np.sqrt((g**2).sum(axis=(1, 2)) + FLOOR**2)[:, None] for g in groups]
+    return np.hstack([place[chosen], *unit_groups])

@@ -28,10 +28,11 @@ from tqdm import tqdm
 from config import CACHE, get_recipe, shown
 from data_loader import VideoDataset2D, VideoError, clip_file, eval_transform, open_video
 from experiment import VideoData, locate
-from features import file_hash, trunk_activations
+from features import trunk_activations
 from metrics import accuracy_interval
 from models import TITLES, build_model, choose_source
 from splits import KINDS, check_leakage, make_split, read_split, scan_clips, split_parts, split_paths
+from store import file_hash
 from utils import write_csv
 
 PAIR_EVERY = 12  # of so many frames, two neighbours are looked at for motion and colour

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ DEMO_ROOT = DATASET_INFO / "demo"
 UCF101_ROOT = DATASET_INFO / "dataset"
 RESULTS = ROOT / "results"
 CACHE = ROOT / ".cache"
+CACHE_GB = float(os.environ.get("CACHE_GB") or 20)  # budget of what is kept there, in GB
 
 CLASSES = ("PullUps", "Punch", "PushUps")
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
@@ -47,10 +49,15 @@ class Recipe:
     sampling: `window` (contiguous frames), `segments` (one frame from each of `num_frames` equal segments) or
         `time` (`num_frames` frames at `frame_rate` frames a second).
     trained: `all` (every layer), `stage` (the last stage and the head) or `head`. What is not trained is a
-        frozen trunk; with `cache` its activations are computed once for each of `train_views` augmented views of
-        a training clip, and kept.
+        frozen trunk.
+    cache: what is computed once and kept: `activations` (of the frozen trunk, for each of `train_views` augmented
+        views of a training clip), `frames` (decoded, of `train_views` random positions; augmented anew each epoch) or
+        `none` (every clip is decoded in every epoch).
+    precision: of the frozen trunk where its activations are kept: `float32`, `bfloat16`, or `auto`, which measures.
     preprocessing: `weights` (what the weights were trained with) or `seed` (224, ImageNet statistics).
     augmentation: drawn once a `clip`, or once a `frame` (the seed's mistake, kept for comparison).
+    pooling: of the 2D model's frame features over time: `avg`, `max`, `attention` or `conv` (see
+        `models.TemporalPool`). 3D models do not read it.
     frozen_batchnorm: `eval` (statistics never move) or `update` (the seed's mistake).
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
     test_clips: clips a video whose probabilities are averaged in the test.
@@ -64,7 +71,8 @@ class Recipe:
     preprocessing: str = "weights"
     augmentation: str = "clip"
     trained: str = "stage"
-    cache: bool = True
+    cache: str = "activations"
+    precision: str = "auto"
     train_views: int = 2
     frozen_batchnorm: str = "eval"
     pooling: str = "avg"
@@ -85,7 +93,7 @@ class Recipe:
 
 
 _SEED = dict(
-    name="seed", sampling="window", preprocessing="seed", augmentation="frame", cache=False, train_views=1,
+    name="seed", sampling="window", preprocessing="seed", augmentation="frame", cache="none", train_views=1,
     frozen_batchnorm="update", label_smoothing=0.9, optimizer="adam", lr=1e-4, weight_decay=1e-4, schedule="step",
     epochs=8, test_clips=1,
 )
@@ -164,3 +172,31 @@ class ResultFiles:
     @property
     def error_strip(self) -> Path:
         return self.root / "feature_visualizations" / f"{self.kind}_cnn_errors.png"
+
+
+@dataclass(frozen=True)
+class ClassicalFiles:
+    """Where one classical model's results lie below a data set's results root; beside the CNNs', in `classical_ml`."""
+
+    root: Path
+    model_name: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "saved_models/classical_ml" / f"best_{self.model_name}.skops"
+
+    @property
+    def sidecar(self) -> Path:
+        return self.checkpoint.with_suffix(".json")
+
+    @property
+    def stats(self) -> Path:
+        return self.root / "stats_classical_ml" / f"stats_{self.model_name}.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions" / f"{self.model_name}.csv"
+
+    @property
+    def confusion_matrix(self) -> Path:
+        return self.root / "confusion_matrices/classical_ml" / f"{self.model_name}_confusion_matrix.png"

@@ -10,6 +10,7 @@ import copy
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from torchvision.transforms import v2
 
 from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Recipe
 from splits import scan_clips
+from store import ArrayStore, file_hash
 
 HINT_TOLERANCE = 0.05  # a header may promise this share of frames too many before a file counts as broken
 
@@ -136,6 +138,9 @@ class FrameSampler:
         if self.sampling == "segments":
             return segment_indices(info.frames, self.num_frames, position)
         return time_indices(info.frames, info.fps, self.num_frames, self.frame_rate, float(np.mean(position)))
+
+    def __repr__(self) -> str:
+        return f"FrameSampler({self.num_frames}, {self.sampling!r}, {self.frame_rate})"
 
     def random_position(self) -> float | np.ndarray:
         """A position drawn from torch's generator: one a segment for `segments`, else one a clip."""
@@ -454,26 +459,59 @@ class ClipViews(Dataset):
         views: V.
         seed: for the training views.
         pixels: give (V, T, C, H, W) uint8, for normalisation and layout on the device.
+        store: where decoded frames are kept; None decodes each time.
     """
 
-    def __init__(self, dataset: VideoDataset2D, views: int, seed: int = 0, pixels: bool = False):
-        self.dataset, self.views, self.seed, self.pixels = dataset, views, seed, pixels
+    def __init__(self, dataset: VideoDataset2D, views: int, seed: int = 0, pixels: bool = False,
+                 store: ArrayStore | None = None):
+        self.dataset, self.views, self.seed, self.pixels, self.store = dataset, views, seed, pixels, store
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def frames(self, index: int) -> np.ndarray:
+        """(V, T, H, W, 3) uint8; draws the positions of training views from torch's generator."""
+        data = self.dataset
+        positions = [data.sampler.random_position() if data.train else (view + 0.5) / self.views
+                     for view in range(self.views)]
+
+        def decode() -> np.ndarray:
+            frames, _ = read_frames(
+                data.file(index), lambda info: np.concatenate([data.sampler(info, p) for p in positions]))
+            return frames.reshape(self.views, -1, *frames.shape[1:])
+
+        if self.store is None:
+            return decode()
+        key = file_hash(data.file(index)), repr(data.sampler), np.array(positions).tolist()
+        return self.store.get(self.store.path("frames", key), decode)
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         data = self.dataset
         transform = data.transform.pixels_only() if self.pixels else data.transform
-        with torch.random.fork_rng(devices=[]):
-            name = data.data["clip_path"].iloc[index]
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, *name.encode()]).generate_state(1)[0]))
-            positions = [data.sampler.random_position() if data.train else (view + 0.5) / self.views
-                         for view in range(self.views)]
-            frames, _ = read_frames(
-                data.file(index), lambda info: np.concatenate([data.sampler(info, p) for p in positions]))
-            clips = [apply_transform(part, transform) for part in np.split(frames, self.views)]
+        with self._fixed_draws(index):
+            clips = [apply_transform(np.array(view), transform) for view in self.frames(index)]
         return torch.stack(clips if self.pixels else [data.layout(c) for c in clips]), data.label(index)
+
+    @contextmanager
+    def _fixed_draws(self, index: int):
+        """Draws from torch's generator are those of this clip; the generator itself is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            name = self.dataset.data["clip_path"].iloc[index]
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, *name.encode()]).generate_state(1)[0]))
+            yield
+
+
+class DrawnView(ClipViews):
+    """One of a clip's views a sample, augmented anew each time, from frames that are decoded once and kept.
+
+    A sample is as the data set's own, (T, C, H, W) or (C, T, H, W), label; arguments are those of `ClipViews`.
+    """
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        with self._fixed_draws(index):
+            frames = self.frames(index)
+        view = np.array(frames[int(torch.randint(self.views, (1,)))])  # (T, H, W, 3)
+        return self.dataset.layout(apply_transform(view, self.dataset.transform)), self.dataset.label(index)
 
 
 # ---------------------------------------------------------------- batches

@@ -110,14 +110,14 @@ def measure_latency(experiment: Experiment, repeats: float = 2.0) -> dict[str, f
         repeats: seconds that each part is measured for, at least.
 
     Returns:
-        `decode`, `transform` and `model` in seconds (medians), `threads`, and `total`.
+        `decode`, `transform` and `model` in seconds (medians), the trunk's `precision`, `threads`, and `total`.
     """
     files, stats = experiment.files, experiment.stats
     checkpoint = read_json(files.sidecar)["sha256"]
     if stats.get("latency", {}).get("of") == checkpoint:
         return stats["latency"]
     dataset = experiment.dataset("test")
-    path, model = dataset.file(0), experiment.model.eval()
+    path, model = dataset.file(0), experiment.deployed()
     frames, _ = read_frames(path, dataset.sampler)
     clip = dataset.layout(apply_transform(frames, dataset.transform))[None].to(experiment.device)
     threads = torch.get_num_threads()
@@ -131,7 +131,8 @@ def measure_latency(experiment: Experiment, repeats: float = 2.0) -> dict[str, f
             "decode": median("read(path, sampler)", read=read_frames, path=path, sampler=dataset.sampler),
             "transform": median("apply(frames, transform)", apply=apply_transform, frames=frames,
                                 transform=dataset.transform),
-            "model": median("model(clip)", model=model, clip=clip), "threads": threads, "of": checkpoint}
+            "model": median("model(clip)", model=model, clip=clip), "threads": threads,
+            "precision": model.frozen.precision, "of": checkpoint}
     latency["total"] = latency["decode"] + latency["transform"] + latency["model"]
     save_array(files.array("inf_time"), latency["model"])
     update_json(files.stats, inference_time=latency["model"], latency=latency)

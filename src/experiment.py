@@ -19,11 +19,14 @@ from torch.utils.data import DataLoader
 from config import (
     CACHE, DEMO_ROOT, IMAGENET_MEAN, RESULTS, ROOT, UCF101_ROOT, Recipe, ResultFiles, get_recipe, shown,
 )
-from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, read_clip_table, recipe_transform
+from data_loader import (
+    ClipViews, DrawnView, VideoDataset2D, VideoDataset3D, make_loader, read_clip_table, recipe_transform,
+)
 from demo_dataset import render_dataset
-from features import file_hash, trunk_activations
+from features import Deployed, frozen_trunk, trunk_activations
 from models import DEFAULT_BACKBONE, TITLES, VideoModel, build_model, choose_source, weights_file
 from splits import check_leakage, ensure_splits, has_groups, leakage_warning, read_split, split_hash
+from store import ArrayStore, file_hash
 from utils import (
     EarlyStopping, environment, eval_one_epoch, memory_mb, read_json, save_array, save_torch, seed_everything,
     train_one_epoch, write_json,
@@ -207,28 +210,38 @@ class Experiment:
 
     def trained_part(self) -> nn.Module:
         """What training sees: the head alone where the trunk's activations are kept, else the whole model."""
-        return self.model.head if self.recipe.cache else self.model
+        return self.model.head if self.recipe.cache == "activations" else self.model
+
+    def deployed(self) -> Deployed:
+        """The model as it is tested, and as one would run it."""
+        precision = self.recipe.precision if self.recipe.cache == "activations" else "float32"
+        trunk = frozen_trunk(self.model, self.dataset("test"), self.device, precision, self.cache)
+        return Deployed(trunk, self.model.head)
 
     def loader(self, part: str, train: bool = False) -> DataLoader:
         """Batches of one view a clip, for `trained_part`: drawn and shuffled for training, the centre otherwise."""
-        dataset = self.dataset(part, train)
-        if self.recipe.cache:
-            views = self.recipe.train_views if train else 1
+        dataset, views = self.dataset(part, train), self.recipe.train_views if train else 1
+        if self.recipe.cache == "activations":
             dataset = self._activations(dataset, part, views, draw=True)
+        elif self.recipe.cache == "frames":
+            dataset = DrawnView(dataset, views, self.seed, store=ArrayStore(self.cache))
         return self._batches(dataset, shuffle=train)
 
     def test_loader(self, part: str = "test") -> DataLoader:
         """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
         dataset, views = self.dataset(part), self.recipe.test_clips
-        return self._batches(self._activations(dataset, part, views, draw=False) if self.recipe.cache
-                             else ClipViews(dataset, views))
+        if self.recipe.cache == "activations":
+            return self._batches(self._activations(dataset, part, views, draw=False))
+        store = ArrayStore(self.cache) if self.recipe.cache == "frames" else None
+        return self._batches(ClipViews(dataset, views, store=store))
 
     def _activations(self, dataset, part, views, draw):
         return trunk_activations(self.model, dataset, views, self.device, draw, self.seed, self.cache,
-                                 title=f"{self.files.model_name} {part} features")
+                                 title=f"{self.files.model_name} {part} features", precision=self.recipe.precision)
 
     def _batches(self, dataset, shuffle=False) -> DataLoader:
-        return make_loader(dataset, self.recipe.batch_size, shuffle, num_workers=0 if self.recipe.cache else None)
+        workers = 0 if self.recipe.cache == "activations" else None  # reading what is kept needs no helper
+        return make_loader(dataset, self.recipe.batch_size, shuffle, num_workers=workers)
 
 
 def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommended", weights: str = "auto",

@@ -340,7 +340,7 @@ def class_probabilities(predictions: pd.DataFrame) -> tuple[list[str], np.ndarra
     columns = sorted(_probability_columns(predictions))
     classes = [column.removeprefix("p_") for column in columns]
     if odd := {*predictions["label"], *predictions["predicted"]} - set(classes):
-        raise ValueError(f"no probabilities of {', '.join(sorted(map(str, odd)))} in the prediction table, but "
+        raise ValueError(f"no probabilities of {', '.join(sorted(map(str, odd)))} in the table, only "
                          f"{', '.join(columns) or 'none'}: read names as text, or evaluate the model again")
     probabilities = predictions[columns].to_numpy(dtype=float)
     if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):

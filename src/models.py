@@ -25,6 +25,7 @@ from torchvision import models as tv
 from config import Preprocessing, Recipe
 
 TRAINED = ("all", "stage", "head")
+POOLINGS = ("avg", "max", "attention", "conv")
 FETCH_TIMEOUT = 12  # seconds in which a download host must answer
 
 TORCHVISION = {
@@ -168,16 +169,47 @@ class TemporalConv(nn.Module):
 
 
 class TemporalPool(nn.Module):
-    """Pools frame features over time: (B, T, F) -> (B, F), by their average or their maximum."""
+    """Pools frame features over time: (B, T, F) -> (B, F).
 
-    def __init__(self, pooling: str = "avg"):
+    `attention` weighs the frames by gated attention (Ilse, Tomczak and Welling 2018); its scores start equal.
+    `conv` adds to each frame's features a bottleneck with a depthwise convolution over three frames (as in
+    ST-Adapter, Pan et al. 2022), then averages; its last layer starts at zero, so that nothing is added.
+    Both start as `avg`.
+
+    Args:
+        pooling: `avg`, `max`, `attention` or `conv`.
+        features: F; only the last two, which have parameters, need it.
+    """
+
+    BOTTLENECK = 32
+
+    def __init__(self, pooling: str = "avg", features: int | None = None):
         super().__init__()
-        if pooling not in ("avg", "max"):
-            raise ValueError(f"unknown pooling {pooling!r}: avg or max")
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}: {', '.join(POOLINGS)}")
         self.pooling = pooling
+        narrow = self.BOTTLENECK
+        if pooling == "attention":
+            self.value, self.gate = nn.Linear(features, narrow), nn.Linear(features, narrow)
+            self.score = nn.Linear(narrow, 1, bias=False)  # a bias would not change the weights
+            nn.init.zeros_(self.score.weight)
+        elif pooling == "conv":
+            self.down = nn.Linear(features, narrow)
+            self.mix = nn.Conv1d(narrow, narrow, kernel_size=3, padding=1, groups=narrow)
+            self.up = nn.Linear(narrow, features)
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(dim=1) if self.pooling == "avg" else x.amax(dim=1)
+        if self.pooling == "max":
+            return x.amax(dim=1)
+        if self.pooling == "attention":
+            scores = self.score(self.value(x).tanh() * self.gate(x).sigmoid())  # (B, T, 1)
+            return (scores.softmax(dim=1) * x).sum(dim=1)
+        if self.pooling == "conv":
+            mixed = self.mix(self.down(x).transpose(1, 2)).relu()  # (B, narrow, T)
+            return x.mean(dim=1) + self.up(mixed.mean(dim=2))  # `up` is linear: once a clip, not once a frame
+        return x.mean(dim=1)
 
 
 class VideoModel(nn.Module):
@@ -303,7 +335,7 @@ class FrameModel(VideoModel):
     Args:
         num_classes: logits.
         backbone: `resnet18`, `resnet50`, `efficientnet_b0` or `efficientnet_lite0`.
-        pooling: `avg` or `max`, over time.
+        pooling: over time, as `TemporalPool` has it.
         dropout: before the linear layer.
         weights: `torchvision` or `packaged`, as the backbone has them, or None for random weights.
         trained: `all`, `stage` or `head`.
@@ -324,7 +356,7 @@ class FrameModel(VideoModel):
             stages, features = _lite0_stages(net), net._fc.in_features
         else:
             stages, features = _resnet_stages(net, PerFrame), net.fc.in_features
-        super().__init__(stages, features, num_classes, trained, dropout, TemporalPool(pooling))
+        super().__init__(stages, features, num_classes, trained, dropout, TemporalPool(pooling, features))
         self.backbone, self.source = backbone, weights or "none"
         self.preprocessing = preprocessing_of(backbone)
 

@@ -270,3 +270,75 @@ def leakage(lab: pd.DataFrame, ax: Axes) -> Axes:
     ax.set(xlabel="test accuracy", ylabel="", title="The same classifier under random splits and under whole groups")
     ax.legend(title="split", bbox_to_anchor=(1, 1), loc="upper left")
     return ax
+
+
+# ---------------------------------------------------------------- hyperparameter search
+
+def search_history(trials: pd.DataFrame, ax: Axes) -> Axes:
+    """Loss of each finished trial and the lowest so far; the default and the seed's values are marked.
+
+    Args:
+        trials: as `tuning.trials_table`.
+        ax: to draw on; its loss axis is logarithmic.
+    """
+    complete, pruned = (trials[trials["state"] == state] for state in ("complete", "pruned"))
+    ax.scatter(pruned["trial"], pruned["loss"], s=18, color="lightgrey", label="pruned")
+    ax.scatter(complete["trial"], complete["loss"], s=26, color=PALETTE[0], label="complete")
+    lowest = complete["loss"].cummin()
+    ax.step(complete["trial"], lowest, where="post", color=PALETTE[3], label="lowest so far")
+    for marker, (name, color) in zip("Ds", (("default", PALETTE[2]), ("seed", PALETTE[1]))):
+        its = complete[complete["setting"] == name]
+        ax.scatter(its["trial"], its["loss"], s=70, marker=marker, color=color, zorder=3,
+                   label=f"{name} values")
+    ax.set(xlabel="trial", ylabel="cross-validated loss", yscale="log", title="Search history")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(fontsize=9)
+    return ax
+
+
+def search_parallel(trials: pd.DataFrame, ax: Axes) -> Axes:
+    """Parallel coordinates: a line a complete trial through its values, dark for a low loss, bold for the lowest.
+
+    Args:
+        trials: as `tuning.trials_table`; learning rate and weight decay are drawn on logarithmic axes.
+        ax: to draw on.
+    """
+    complete = trials[trials["state"] == "complete"].sort_values("loss", ascending=False)
+    values = complete.drop(columns=["trial", "setting", "state", "loss", "accuracy", "folds", "seconds"])
+    heights = pd.DataFrame({name: _height(values[name], name, x, ax) for x, name in enumerate(values)})
+    shade = np.linspace(0.9, 0.1, len(complete))  # by rank: losses spread over orders of magnitude
+    for row, level in zip(heights.to_numpy(), shade):
+        ax.plot(row, color=plt.cm.viridis(level), alpha=0.6, linewidth=1)
+    ax.plot(heights.iloc[-1].to_numpy(), color=PALETTE[3], linewidth=2.5)
+    ax.set(xticks=range(values.shape[1]), xticklabels=[name.replace("_", "\n") for name in values], yticks=[],
+           ylim=(-0.1, 1.1), xlim=(-0.2, values.shape[1] - 0.4),
+           title=f"Values of the trials (dark: low loss; bold: the lowest, trial {complete['trial'].iloc[-1]})")
+    ax.grid(False, axis="y")
+    return ax
+
+
+def _height(column: pd.Series, name: str, x: int, ax: Axes) -> pd.Series:
+    """A column scaled to [0, 1], its marks written beside its axis."""
+    if not pd.api.types.is_numeric_dtype(column):
+        names = sorted(column.unique())
+        marks = {value: i / max(len(names) - 1, 1) for i, value in enumerate(names)}
+        scaled = column.map(marks)
+    else:
+        numbers = np.log10(column) if name in ("lr", "weight_decay") else column
+        span = numbers.max() - numbers.min()
+        scaled = (numbers - numbers.min()) / (span or 1)
+        marks = {f"{column.min():.3g}": 0.0, f"{column.max():.3g}": 1.0 if span else 0.0}
+    for text, height in marks.items():
+        ax.annotate(text, (x, height), (4, 0), textcoords="offset points", fontsize=8, va="center",
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1})
+    return scaled
+
+
+def importance_bars(importances: pd.Series, ax: Axes) -> Axes:
+    """What `tuning.importances` gives, as bars, the largest on top."""
+    bars = ax.barh([name.replace("_", " ") for name in importances.index], importances, color=PALETTE[0])
+    ax.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
+    ax.set(xlabel="share (PED-ANOVA)", title="Importance of each value", xlim=(0, 1.12 * importances.max()))
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    return ax

@@ -170,6 +170,55 @@ def test_pooling():
         TemporalPool("median")
 
 
+@pytest.mark.parametrize("pooling, first", [("attention", "score.weight"), ("conv", "up.weight")])
+def test_learned_pooling_starts_as_the_average_and_learns(pooling, first):
+    torch.manual_seed(0)
+    pool, x = TemporalPool(pooling, 12), torch.randn(3, 7, 12)
+    torch.testing.assert_close(pool(x), x.mean(dim=1))
+    optimizer = torch.optim.SGD(pool.parameters(), lr=1.0)
+    for _ in range(2):  # what lies before a layer of zeros gets its gradient from the second step on
+        optimizer.zero_grad()
+        pool(x).pow(2).sum().backward()
+        grads = {name: p.grad.norm().item() for name, p in pool.named_parameters()}
+        assert grads[first] > 0
+        optimizer.step()
+    assert all(grad > 0 for grad in grads.values()) and not torch.allclose(pool(x), x.mean(dim=1))
+
+
+def test_attention_equals_its_formula():
+    """Ilse et al. 2018, equation 9: weights softmax(w (tanh(V h) * sigm(U h))) over the frames."""
+    torch.manual_seed(0)
+    pool, x = TemporalPool("attention", 6), torch.randn(2, 5, 6)
+    nn.init.normal_(pool.score.weight)
+    for clip, pooled in zip(x, pool(x)):
+        scores = torch.stack([pool.score.weight[0] @ (torch.tanh(pool.value(h)) * torch.sigmoid(pool.gate(h)))
+                              for h in clip])
+        weights = scores.exp() / scores.exp().sum()
+        torch.testing.assert_close(pooled, sum(a * h for a, h in zip(weights, clip)))
+
+
+def test_conv_pooling_is_a_residual_convolution_then_the_average():
+    torch.manual_seed(0)
+    pool, x = TemporalPool("conv", 6), torch.randn(2, 5, 6)
+    nn.init.normal_(pool.up.weight)
+    full = nn.Conv1d(32, 32, 3, padding=1)
+    full.weight.data = torch.diag_embed(pool.mix.weight[:, 0].T).permute(1, 2, 0).contiguous()
+    full.bias.data = pool.mix.bias
+    mixed = full(pool.down(x).transpose(1, 2)).relu().transpose(1, 2)
+    torch.testing.assert_close(pool(x), (x + pool.up(mixed)).mean(dim=1))
+    assert not torch.allclose(pool(x), pool(x[:, [4, 0, 3, 1, 2]]))  # it sees the order of frames
+
+
+@pytest.mark.parametrize("pooling", ["attention", "conv"])
+def test_learned_pooling_in_the_model(pooling):
+    plain, learned = (FrameModel(3, "efficientnet_lite0", name, weights=None, trained="head")
+                      for name in ("avg", pooling))
+    before, after = plain.state_dict().keys(), learned.state_dict().keys()
+    assert before < after and all(name.startswith("pool.") for name in after - before)
+    assert count(plain, True) < count(learned, True) < 100_000
+    assert all(p.requires_grad for p in learned.head.parameters())
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: choose_source("2d", "somewhere"), "WEIGHTS"), (lambda: FrameModel(3, "vgg", weights=None), "vgg"),
     (lambda: choose_backbone("2d", "torchvision", "efficientnet_lite0"), "torchvision"),

@@ -8,7 +8,9 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 WANTED = $(or $(CLASSES),PullUps Punch PushUps)
 
-export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED
+export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED TRIALS STORAGE CACHE_GB
+# threads that wait leave the cores to others
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data data-check run test clean

@@ -224,10 +224,20 @@ def pool_cells(cells: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------- a clip, a table of clips
 
+def _small(pairs: FramePairs) -> tuple[np.ndarray, np.ndarray]:
+    """The frames at WIDTH x HEIGHT, in colour and in grey."""
+    frames = np.stack([cv2.resize(f, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for f in pairs.frames])
+    return frames, np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+
+
+def flow_of_pairs(pairs: FramePairs) -> np.ndarray:
+    """(PAIRS, 2, HEIGHT, WIDTH) float32: the optical flow that the motion descriptors are made of."""
+    return optical_flow(_small(pairs)[1], pairs.seconds)
+
+
 def describe_pairs(pairs: FramePairs) -> dict[str, np.ndarray]:
     """Every family, (D,) float32, of the frames of `read_pairs`, and `cells`, the local motion (CELLS)."""
-    frames = np.stack([cv2.resize(f, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for f in pairs.frames])
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    frames, grey = _small(pairs)
     stills = slice(0, None, len(frames) // STILLS)
     cells = motion_cells(optical_flow(grey, pairs.seconds))
     pooled = pool_cells(cells)

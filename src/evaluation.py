@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's absence is no news to the reader
 from torch.utils.benchmark import Timer
 
-from config import RESULTS, ResultFiles
+from config import RESULTS, ClassicalFiles, ResultFiles
 from data_loader import apply_transform, read_frames
 from experiment import Experiment, predict
+from metrics import accuracy_interval, classification_metrics, confidence
 from models import DEFAULT_BACKBONE, TITLES
 from utils import hardware_line, memory_mb, read_json, save_array, update_json, write_csv
 
@@ -28,38 +27,13 @@ SEED_PRINTED = {
                "params": 33_167_811, "trained_params": 1_539, "train_time": 3936.8, "inference_time": 1.261,
                "memory_mb": 3276.7, "test_clips": 46},
 }
-COLUMNS = {
-    "network": "network", "weights": "weights", "accuracy": "accuracy", "precision": "macro precision",
-    "recall": "macro recall", "f1": "macro F1", "test_clips": "test clips", "params": "parameters",
-    "trained_params": "trained parameters", "train_time": "training [s]", "inference_time": "latency [s/clip]",
-    "model_size_mb": "file [MiB]", "memory_mb": "peak memory [MiB]",
-}
+SCORES = {"network": "network", "weights": "weights", "accuracy": "accuracy", "precision": "macro precision",
+          "recall": "macro recall", "f1": "macro F1", "test_clips": "test clips"}
+COSTS = {"params": "parameters", "trained_params": "trained parameters", "train_time": "training [s]",
+         "inference_time": "latency [s/clip]", "model_size_mb": "file [MiB]", "memory_mb": "peak memory [MiB]"}
 
 
 # ---------------------------------------------------------------- one model
-
-def classification_metrics(predictions: pd.DataFrame) -> dict[str, float]:
-    """Accuracy and macro-averaged precision, recall and F1 of a prediction table, in [0, 1].
-
-    Args:
-        predictions: with the columns `label` and `predicted`. The average is over the classes that occur in
-            either; a class never predicted has precision 0.
-    """
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        predictions["label"], predictions["predicted"], average="macro", zero_division=0)
-    return {"accuracy": float(accuracy_score(predictions["label"], predictions["predicted"])),
-            "precision": float(precision), "recall": float(recall), "f1": float(f1)}
-
-
-def report(predictions: pd.DataFrame, classes: list[str]) -> str:
-    """scikit-learn's classification report, a row a class."""
-    return classification_report(predictions["label"], predictions["predicted"], labels=classes, zero_division=0)
-
-
-def confusion(predictions: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """(K, K) counts: true class by row, predicted class by column."""
-    return confusion_matrix(predictions["label"], predictions["predicted"], labels=classes)
-
 
 def evaluate(experiment: Experiment) -> pd.DataFrame:
     """The test part's predictions, from disk where they are this very checkpoint's, else computed and written.
@@ -84,7 +58,7 @@ def evaluate(experiment: Experiment) -> pd.DataFrame:
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """A table that `evaluate` wrote; names stay text, also where they look like numbers."""
-    return pd.read_csv(path, dtype={"group": str, "label": str, "predicted": str})
+    return pd.read_csv(path, dtype={"group": str, "label": str, "predicted": str}, keep_default_na=False)
 
 
 def uncertain(predictions: pd.DataFrame, count: int = 5) -> pd.DataFrame:
@@ -93,10 +67,7 @@ def uncertain(predictions: pd.DataFrame, count: int = 5) -> pd.DataFrame:
     Returns:
         At most `count` rows, with the column `probability`, that of the predicted class.
     """
-    chosen = predictions["predicted"].radd("p_")
-    probability = pd.Series([row[column] for column, (_, row) in zip(chosen, predictions.iterrows())],
-                            index=predictions.index, dtype=float)
-    table = predictions.assign(probability=probability)
+    table = predictions.assign(probability=confidence(predictions))
     wrong = table[table["label"] != table["predicted"]]
     if len(wrong):
         return wrong.sort_values("probability", ascending=False).head(count)
@@ -155,8 +126,11 @@ def load_results(root: Path = RESULTS) -> dict[str, dict]:
     Args:
         root: the data set's results root.
 
+    Returns:
+        The CNNs first, then the classical models that were evaluated.
+
     Raises:
-        FileNotFoundError: a model has not been trained and evaluated; the message names its notebook.
+        FileNotFoundError: a CNN has not been trained and evaluated; the message names its notebook.
         ValueError: the models were evaluated on different test clips.
     """
     results = {}
@@ -165,9 +139,24 @@ def load_results(root: Path = RESULTS) -> dict[str, dict]:
         stats = read_json(files.stats)
         if not files.predictions.is_file() or "accuracy" not in stats:
             raise FileNotFoundError(f"{files.stats}: no evaluated {kind.upper()}-CNN there; run {notebook} first")
-        results[f"{kind.upper()}-CNN"] = {**stats, "predictions": read_predictions(files.predictions)}
+        title = f"{kind.upper()}-CNN"
+        results[title] = {**stats, "network": TITLES[stats["backbone"]], "predictions": read_predictions(files.predictions)}
+    for path in sorted(ClassicalFiles(root, "").stats.parent.glob("stats_*.json")):
+        files = ClassicalFiles(root, path.stem.removeprefix("stats_"))
+        stats = read_json(path)
+        if files.predictions.is_file() and "accuracy" in stats:
+            results[stats["title"]] = {**stats, "network": "classical descriptors",
+                                       "predictions": read_predictions(files.predictions)}
     check_same_clips(results)
     return results
+
+
+def chosen(results: dict[str, dict]) -> dict[str, dict]:
+    """The CNNs and the classical model with the best cross-validated accuracy: those that the figures show."""
+    cnns = {title: stats for title, stats in results.items() if "backbone" in stats}
+    classical = [title for title in results if title not in cnns]
+    best = max(classical, key=lambda title: results[title]["cv_mean"], default=None)
+    return {**cnns, **({best: results[best]} if best else {})}
 
 
 def check_same_clips(results: dict[str, dict]) -> None:
@@ -185,13 +174,33 @@ def check_same_clips(results: dict[str, dict]) -> None:
 
 
 def comparison_table(results: dict[str, dict]) -> pd.DataFrame:
-    """One column a model, one row a figure; the seed's printed results beside ours, marked as another set-up."""
-    ours = {title: {**stats, "network": TITLES[stats["backbone"]]} for title, stats in results.items()}
-    seed = {f"seed {title} (UCF-101, other machine)": {**printed, "weights": "torchvision"}
-            for title, printed in SEED_PRINTED.items()}
-    table = pd.DataFrame({title: {label: _shown(key, stats.get(key)) for key, label in COLUMNS.items()}
-                          for title, stats in {**ours, **seed}.items()})
+    """One row a model: network, weights and scores, accuracy with its 95 % Wilson interval; the seed's at the end."""
+    rows = {title: {label: _shown(key, stats.get(key)) for key, label in SCORES.items()}
+            for title, stats in {**results, **_seed_rows()}.items()}
+    for title, stats in results.items():
+        interval = accuracy_interval(stats["predictions"])
+        rows[title]["95 % interval"] = f"{interval.low:.2f} to {interval.high:.2f}"
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("model")
+    table.insert(3, "95 % interval", table.pop("95 % interval"))
     return table
+
+
+def cost_table(results: dict[str, dict]) -> pd.DataFrame:
+    """One row a model: parameters, training time, latency, file size and memory; the seed's at the end."""
+    rows = {title: {label: _shown(key, stats.get(key)) for key, label in COSTS.items()}
+            for title, stats in {**results, **_seed_rows()}.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def interval_table(results: dict[str, dict]) -> pd.DataFrame:
+    """Accuracy of each model and its 95 % Wilson interval: accuracy, low, high."""
+    rows = {title: accuracy_interval(stats["predictions"]) for title, stats in results.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"]).rename_axis("model")
+
+
+def _seed_rows() -> dict[str, dict]:
+    return {f"seed {title} (UCF-101, other machine)": {**printed, "weights": "torchvision"}
+            for title, printed in SEED_PRINTED.items()}
 
 
 def _shown(key: str, value) -> str:
@@ -199,7 +208,7 @@ def _shown(key: str, value) -> str:
         return "–"
     if key in ("params", "trained_params"):
         return f"{value:,}"
-    digits = {"accuracy": 3, "precision": 3, "recall": 3, "f1": 3, "train_time": 0, "inference_time": 3,
+    digits = {"accuracy": 3, "precision": 3, "recall": 3, "f1": 3, "train_time": 0, "fit_time": 1, "inference_time": 3,
               "model_size_mb": 1, "memory_mb": 0}
     return f"{value:.{digits[key]}f}" if key in digits else str(value)
 
@@ -212,9 +221,13 @@ def provenance(results: dict[str, dict]) -> str:
              f"{', '.join(first['classes'])}",
              f"- split {first['split']['kind']} ({first['split']['sha256'][:12]}), {first['test_clips']} test videos, "
              f"groups shared between parts: {first['split']['shared_groups']}"]
-    lines += [f"- {title}: {TITLES[stats['backbone']]}, weights {stats['weights']}, recipe {stats['recipe']['name']}, "
+    lines += [f"- {title}: {stats['network']}, weights {stats['weights']}, recipe {stats['recipe']['name']}, "
               f"seed {stats['seed']}; measured on {hardware_line(stats['environment'])}"
-              for title, stats in results.items()]
+              for title, stats in results.items() if "backbone" in stats]
+    classical = [title for title, stats in results.items() if "backbone" not in stats]
+    if classical:
+        lines.append(f"- {', '.join(classical)}: classical descriptors, tuned by cross-validation on training and validation "
+                     f"clips ({results[classical[0]]['cv_how']})")
     return "\n".join(lines)
 
 
@@ -223,16 +236,17 @@ def reading(results: dict[str, dict]) -> str:
     order = sorted(results, key=lambda title: results[title]["accuracy"], reverse=True)
     best, worst = results[order[0]], results[order[-1]]
     clips = best["test_clips"]
-    apart = round((best["accuracy"] - worst["accuracy"]) * clips)
-    said = (f"Both models name {best['accuracy']:.1%} of the {clips} test videos correctly." if apart == 0 else
-            f"The {order[0]} is right on {apart} more of the {clips} test videos than the {order[-1]} "
-            f"({best['accuracy']:.1%} against {worst['accuracy']:.1%}).")
+    top = [title for title in order if results[title]["accuracy"] == best["accuracy"]]
+    if len(top) == len(results):
+        said = f"All models name {best['accuracy']:.1%} of the {clips} test videos correctly."
+    else:
+        said = (f"The best score, {best['accuracy']:.1%} of the {clips} test videos, is that of {', '.join(top)}; the lowest, "
+                f"{worst['accuracy']:.1%}, that of {order[-1]}.")
     fast = min(results, key=lambda title: results[title]["inference_time"])
     slow = max(results, key=lambda title: results[title]["inference_time"])
     ratio = results[slow]["inference_time"] / results[fast]["inference_time"]
     return (f"{said} With {clips} test videos, a single video is worth {1 / clips:.1%}, so small differences mean "
-            f"little. The {fast} needs {results[fast]['inference_time'] * 1000:.0f} ms a clip, the {slow} "
-            f"{ratio:.1f} times that.")
+            f"little. {fast} needs {results[fast]['inference_time'] * 1000:.0f} ms a clip, {slow} {ratio:.1f} times that.")
 
 
 def disagreements(results: dict[str, dict]) -> pd.DataFrame:

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from data_loader import clip_file, open_video, read_frames, segment_indices, time_indices
+from descriptors import flow_of_pairs, read_pairs
 from utils import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
@@ -125,24 +127,27 @@ def metric_bars(results: dict[str, dict], ax: Axes) -> Axes:
 
 
 def cost_bars(results: dict[str, dict], key: str, label: str, ax: Axes) -> Axes:
-    """One cost of each model, as bars."""
-    values = [stats[key] for stats in results.values()]
-    bars = ax.bar(list(results), values, color=PALETTE[:len(values)], width=0.6)
-    ax.bar_label(bars, labels=[f"{v:,.3g}" if v < 1000 else f"{v:,.0f}" for v in values], padding=2, fontsize=9)
-    ax.set(ylabel=label, title=label.split(" [")[0])
-    ax.margins(y=0.18)
+    """One cost of each model that has it, as bars; on a logarithmic scale where they are far apart."""
+    values = {title: stats[key] for title, stats in results.items() if stats.get(key)}
+    bars = ax.barh(list(values), list(values.values()), color=PALETTE[0], height=0.65)
+    ax.bar_label(bars, labels=[f"{v:,.3g}" if v < 1000 else f"{v:,.0f}" for v in values.values()], padding=3, fontsize=9)
+    if max(values.values()) > 30 * min(values.values()):
+        ax.set_xscale("log")
+    ax.set(xlabel=label, title=label.split(" [")[0])
+    ax.margins(x=0.22)
+    from_the_top(ax)
+    ax.grid(False, axis="y")
     return ax
 
 
 def accuracy_against_cost(results: dict[str, dict], key: str, label: str, ax: Axes) -> Axes:
-    """Test accuracy over one cost, a point a model."""
-    for i, (title, stats) in enumerate(results.items()):
-        ax.scatter(stats[key], stats["accuracy"], s=120, color=PALETTE[i], label=title, zorder=3)
-    widest = max(stats[key] for stats in results.values())
-    ax.set(xlabel=label, ylabel="test accuracy", xlim=(0, 1.2 * widest), ylim=(0, 1.08),
+    """Test accuracy over one cost, a point for each model that has it."""
+    points = {title: stats for title, stats in results.items() if stats.get(key)}
+    for (title, stats), marker in zip(points.items(), "os^vD<>Pp*hXd"):
+        ax.scatter(stats[key], stats["accuracy"], s=110, marker=marker, label=title, zorder=3)
+    widest = max(stats[key] for stats in points.values())
+    ax.set(xlabel=label, ylabel="test accuracy", xlim=(0, 1.1 * widest), ylim=(0, 1.08),
            title=f"Accuracy against {label.split(' [')[0]}")
-    ax.xaxis.set_major_formatter(EngFormatter(sep="") if widest > 1e4 else ScalarFormatter())
-    ax.legend(loc="lower right")
     return ax
 
 
@@ -156,7 +161,76 @@ def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figu
     return figure
 
 
+# ---------------------------------------------------------------- classical models
+
+def flow_strips(table: pd.DataFrame, root: str | Path, count: int = 6) -> Figure:
+    """Frames of the first clip of each class above their optical flow: direction as hue, speed as brightness.
+
+    Args:
+        table: with clip_path and label.
+        root: the data set's folder.
+        count: frames a clip.
+    """
+    first = table.groupby("label", sort=True).first().reset_index()
+    figure, axes = plt.subplots(2 * len(first), count, figsize=(1.9 * count, 3.0 * len(first)), squeeze=False)
+    for i, clip in enumerate(first.itertuples()):
+        pairs = read_pairs(clip_file(root, clip.clip_path))
+        frames, flow = pairs.frames[::2], flow_of_pairs(pairs)
+        chosen = np.linspace(0, len(flow) - 1, count).astype(int)
+        clip_strip(frames[chosen], f"{clip.label}   {clip.clip_path}", axes[2 * i])
+        fastest = max(np.quantile(np.hypot(flow[:, 0], flow[:, 1]), 0.998), 0.01)
+        clip_strip(flow_colours(flow[chosen], fastest),
+                   f"optical flow, less the camera's; brightest at {fastest:.2f} frame heights a second", axes[2 * i + 1])
+    return figure
+
+
+def flow_colours(flow: np.ndarray, fastest: float) -> np.ndarray:
+    """(P, 2, H, W) flow to (P, H, W, 3) uint8: direction as hue; `fastest`, in the flow's unit, and more is bright."""
+    speed, angle = np.hypot(flow[:, 0], flow[:, 1]), np.arctan2(flow[:, 1], flow[:, 0])
+    hsv = np.stack([(angle / (2 * np.pi)) % 1, np.ones_like(speed), np.clip(speed / fastest, 0, 1)], axis=-1)
+    return np.round(255 * hsv_to_rgb(hsv)).astype(np.uint8)
+
+
+def cross_validated(summary: pd.DataFrame, ax: Axes) -> Axes:
+    """Cross-validated accuracy of `classical.summary`'s models: mean, and standard deviation over the folds."""
+    ax.barh(summary["model"], summary["cv accuracy"], xerr=summary["cv std"], height=0.6, color=PALETTE[2], alpha=0.85,
+            error_kw={"capsize": 4, "ecolor": "0.25"})
+    for y, value in enumerate(summary["cv accuracy"]):
+        ax.text(0.01, y, f"{value:.2f}", va="center", color="white", fontweight="bold")
+    ax.set(xlabel="accuracy, mean and standard deviation of the folds", title="Cross-validation, whole groups", xlim=(0, 1.05))
+    from_the_top(ax)
+    ax.grid(False, axis="y")
+    return ax
+
+
+def ablation_bars(ablation: pd.DataFrame, ax: Axes) -> Axes:
+    """`classical.ablation`: cross-validated and test accuracy with parts of the descriptors."""
+    rows = ablation.melt("descriptors", ["cv accuracy", "test accuracy"], "part", "accuracy")
+    rows["part"] = rows["part"].str.removesuffix(" accuracy").map({"cv": "cross-validation", "test": "test"})
+    sns.barplot(rows, x="accuracy", y="descriptors", hue="part", ax=ax)
+    ax.set(xlabel="accuracy", ylabel="", title="With these descriptors only", xlim=(0, 1.05))
+    ax.legend(title="", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    return ax
+
+
+def family_importance(falls: pd.DataFrame, ax: Axes) -> Axes:
+    """`classical.importance`: how far test accuracy and the true class's probability fall when a family is permuted."""
+    rows = falls.melt("family", ["accuracy fall", "probability fall"], "of", "fall")
+    rows["of"] = rows["of"].str.removesuffix(" fall").map({"accuracy": "accuracy", "probability": "the true class's probability"})
+    sns.barplot(rows, x="fall", y="family", hue="of", ax=ax)
+    ax.set(xlabel="fall on the test part when the family is permuted", ylabel="", title="What the linear SVM relies on")
+    ax.legend(title="", loc="lower right")
+    return ax
+
+
 # ---------------------------------------------------------------- the data set
+
+def from_the_top(ax: Axes) -> Axes:
+    """Bars in the order of their table from the top down, also where axes share their scale."""
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
+    return ax
+
 
 def class_counts(counts: pd.DataFrame, ax: Axes) -> Axes:
     """Clips of each class by part, stacked: what `splits.split_table` gives."""
@@ -168,7 +242,7 @@ def class_counts(counts: pd.DataFrame, ax: Axes) -> Axes:
             ax.bar_label(bars, label_type="center", color="white", fontweight="bold")
         left += counts[part].to_numpy()
     ax.set(xlabel="clips", ylabel="class", title="Clips of each class")
-    ax.invert_yaxis()
+    from_the_top(ax)
     ax.grid(False, axis="y")
     ax.legend(title="part", bbox_to_anchor=(1, 1), loc="upper left")
     return ax
@@ -256,7 +330,7 @@ def accuracy_bars(scores: pd.DataFrame, title: str, ax: Axes, chance: float | No
         ax.axvline(chance, color="0.3", linestyle="--", label=f"most frequent class: {chance:.2f}")
         ax.legend(loc="lower right")
     ax.set(xlabel="test accuracy, with 95 % interval", title=title, xlim=(0, 1.02))
-    ax.invert_yaxis()
+    from_the_top(ax)
     ax.grid(False, axis="y")
     return ax
 
@@ -297,7 +371,7 @@ def search_history(trials: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def search_parallel(trials: pd.DataFrame, ax: Axes) -> Axes:
-    """Parallel coordinates: a line a complete trial through its values, dark for a low loss, bold for the lowest.
+    """Parallel coordinates: a line a complete trial through its values, dark for a low loss, bold: best.
 
     Args:
         trials: as `tuning.trials_table`; learning rate and weight decay are drawn on logarithmic axes.
@@ -312,7 +386,7 @@ def search_parallel(trials: pd.DataFrame, ax: Axes) -> Axes:
     ax.plot(heights.iloc[-1].to_numpy(), color=PALETTE[3], linewidth=2.5)
     ax.set(xticks=range(values.shape[1]), xticklabels=[name.replace("_", "\n") for name in values], yticks=[],
            ylim=(-0.1, 1.1), xlim=(-0.2, values.shape[1] - 0.4),
-           title=f"Values of the trials (dark: low loss; bold: the lowest, trial {complete['trial'].iloc[-1]})")
+           title=f"Values of the trials (dark: low loss; bold: trial {complete['trial'].iloc[-1]}, the best)")
     ax.grid(False, axis="y")
     return ax
 
@@ -339,6 +413,6 @@ def importance_bars(importances: pd.Series, ax: Axes) -> Axes:
     bars = ax.barh([name.replace("_", " ") for name in importances.index], importances, color=PALETTE[0])
     ax.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
     ax.set(xlabel="share (PED-ANOVA)", title="Importance of each value", xlim=(0, 1.12 * importances.max()))
-    ax.invert_yaxis()
+    from_the_top(ax)
     ax.grid(False, axis="y")
     return ax

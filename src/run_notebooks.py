@@ -101,7 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
     target = NOTEBOOKS if dataset == "demo" else results / "notebooks"
     for name in names:
         execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", results / "failed", started)
-    print(f"\n{comparison_table(load_results(results)).iloc[:, :2].to_string()}\n"
+    table = comparison_table(load_results(results))
+    print(f"\n{table[~table.index.str.startswith('seed ')].to_string()}\n"
           f"\nhardware: {hardware_line(environment())}\nnotebooks: {shown(target)}/   results: {shown(results)}/   "
           f"elapsed: {time.perf_counter() - started:.0f} s")
 

@@ -300,11 +300,10 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
                          f"cuts is {' '.join(cuts) or 'empty'}, and of {', '.join(CUTS)}")
     cuts = tuple(cut for cut in CUTS if cut in cuts)
     database = _open_storage(storage, data.results / "tuning" / f"{kind}.db")
-    for source in ("torchvision", "packaged") if weights == "auto" else (weights,):
-        study = _study(database, _settings(data, recipe, source, cuts, seed))
-        if (finished := _count(study, FINISHED)) >= trials:
-            print(f"reloaded the {kind} study: {finished} trials, best loss {study.best_value:.4f}")
-            return study
+    if study := _finished(database, data, recipe, weights, cuts, seed, trials):
+        finished = _count(study, FINISHED)
+        print(f"reloaded the {kind} study: {finished} trials, best loss {study.best_value:.4f}")
+        return study
     source = choose_source(kind, weights)
     study = _study(database, _settings(data, recipe, source, cuts, seed))
     folds = make_folds(data, seed)
@@ -353,6 +352,16 @@ def _study(storage: optuna.storages.RDBStorage, settings: dict) -> optuna.Study:
     if not study.user_attrs:
         study.set_user_attr("settings", settings)
     return study
+
+
+def _finished(storage, data, recipe, weights, cuts, seed, trials) -> optuna.Study | None:
+    """The study as asked for where it has enough finished trials; `auto` accepts either source of weights."""
+    known = optuna.get_all_study_names(storage)
+    for source in ("torchvision", "packaged") if weights == "auto" else (weights,):
+        settings = _settings(data, recipe, source, cuts, seed)
+        if _study_name(settings) in known and _count(study := _study(storage, settings), FINISHED) >= trials:
+            return study
+    return None
 
 
 def _count(study: optuna.Study, states: tuple[TrialState, ...]) -> int:

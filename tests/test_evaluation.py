@@ -4,7 +4,8 @@ import pytest
 from sklearn import metrics
 
 import evaluation
-from config import ResultFiles
+from config import ClassicalFiles, ResultFiles
+from metrics import classification_metrics, confusion
 from utils import write_csv, write_json
 
 
@@ -19,11 +20,11 @@ def table(seed=0, n=40, classes=("A", "B", "C")):
 @pytest.mark.parametrize("seed", range(4))
 def test_metrics_equal_scikit_learns(seed):
     t = table(seed)
-    ours = evaluation.classification_metrics(t)
+    ours = classification_metrics(t)
     assert ours["accuracy"] == metrics.accuracy_score(t.label, t.predicted)
     assert ours["f1"] == metrics.f1_score(t.label, t.predicted, average="macro")
     assert ours["recall"] == pytest.approx(metrics.balanced_accuracy_score(t.label, t.predicted))
-    matrix = evaluation.confusion(t, ["A", "B", "C"])
+    matrix = confusion(t, ["A", "B", "C"])
     assert matrix.sum() == len(t) and np.trace(matrix) / len(t) == ours["accuracy"]
     assert matrix[0].sum() == (t.label == "A").sum()
 
@@ -42,7 +43,7 @@ def write_results(root, kind, predictions):
     files = ResultFiles(root, kind, "resnet18")
     write_csv(files.predictions, predictions)
     write_json(files.stats, {
-        **evaluation.classification_metrics(predictions), "test_clips": len(predictions), "params": 10, "dataset": "d",
+        **classification_metrics(predictions), "test_clips": len(predictions), "params": 10, "dataset": "d",
         "trained_params": 5, "train_time": 3.2, "inference_time": 0.1, "model_size_mb": 1.0, "memory_mb": 100.0,
         "backbone": "resnet18" if kind == "2d" else "resnet3d", "weights": "none", "classes": ["A", "B", "C"]})
 
@@ -54,12 +55,24 @@ def test_comparison_reads_results_and_refuses_other_clips(tmp_path):
     write_results(tmp_path, "3d", table(1))
     results = evaluation.load_results(tmp_path)
     shown = evaluation.comparison_table(results)
-    assert list(shown.columns)[:2] == ["2D-CNN", "3D-CNN"] and all("seed" in c for c in shown.columns[2:])
-    assert shown.loc["accuracy", "2D-CNN"] == f"{results['2D-CNN']['accuracy']:.3f}"
-    assert shown.loc["parameters", "seed 3D-CNN (UCF-101, other machine)"] == "33,167,811"
+    assert list(shown.index)[:2] == ["2D-CNN", "3D-CNN"] and all("seed" in title for title in shown.index[2:])
+    assert shown.loc["2D-CNN", "accuracy"] == f"{results['2D-CNN']['accuracy']:.3f}"
+    low, high = map(float, shown.loc["2D-CNN", "95 % interval"].split(" to "))
+    assert low < results["2D-CNN"]["accuracy"] < high
+    assert evaluation.cost_table(results).loc["seed 3D-CNN (UCF-101, other machine)", "parameters"] == "33,167,811"
     differing = evaluation.disagreements(results)
     assert len(differing) == (table(0).predicted != table(1).predicted).sum()
     assert f"{results['2D-CNN']['test_clips']} test videos" in evaluation.reading(results)
+    for name, cv in (("knn", 0.5), ("rbf_svm", 0.9)):
+        files = ClassicalFiles(tmp_path, name)
+        write_csv(files.predictions, table(2))
+        write_json(files.stats, {**classification_metrics(table(2)), "title": name, "cv_mean": cv, "inference_time": 0.01,
+                                 "test_clips": 40})
+    results = evaluation.load_results(tmp_path)
+    assert list(results) == ["2D-CNN", "3D-CNN", "knn", "rbf_svm"]
+    assert list(evaluation.chosen(results)) == ["2D-CNN", "3D-CNN", "rbf_svm"]
+    assert evaluation.comparison_table(results).loc["knn", "weights"] == "–"
+    assert evaluation.interval_table(results)["accuracy"]["knn"] == results["knn"]["accuracy"]
     write_results(tmp_path, "3d", table(1).iloc[1:])
     with pytest.raises(ValueError, match="different clips"):
         evaluation.load_results(tmp_path)

@@ -107,6 +107,7 @@ def test_study_from_clips_whose_test_part_is_unreadable(tiny_dataset, tmp_path, 
         monkeypatch.setattr(place, name, forbidden)
     again = run_study("3d", data, "auto", 3, cache=tmp_path / "cache", recipe=recipe)
     assert finished(again) == finished(study) and "reloaded the 3d study: 3 trials" in capfd.readouterr().out
+    assert optuna.get_all_study_names(f"sqlite:///{data.results}/tuning/3d.db") == [study.study_name]
 
 
 def test_default_and_seed_come_first_and_are_compared(data, fake, capfd):
@@ -135,6 +136,7 @@ def test_a_study_that_goes_on_is_the_same_study(data, fake, tmp_path):
     assert study_of(data, 3).study_name == straight.study_name
     assert finished(study_of(data, 5)) == finished(straight)
     assert len(finished(study_of(data, 4))) == 5  # enough already
+    assert len({trial.params["lr"] for trial in straight.trials}) == 5
 
 
 def test_what_differs_is_another_study(data, fake, tiny_dataset):
@@ -205,6 +207,17 @@ def test_killed_and_shared_studies_lose_no_trial_and_run_none_too_many(data, fak
     assert {t.state for t in study.trials} <= {*tuning.FINISHED, TrialState.FAIL}
     settings = [t.user_attrs.get("setting", "") for t in study.trials if t.state in tuning.FINISHED]
     assert sorted(settings)[-2:] == ["default", "seed"] and not any(sorted(settings)[:-2])
+
+
+def test_the_last_place_is_taken_once(tmp_path, monkeypatch):
+    """Two processes see the last place free and take it: the later one gives way and waits for the other."""
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
+    other, real, unseen = study.ask(), tuning._count, [0]
+    monkeypatch.setattr(tuning, "_count", lambda study, states: unseen.pop() if unseen and len(states) == 1
+                        else real(study, states))
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(sleep=lambda _: study.tell(other, 1.0)))
+    tuning.fill(study, forbidden, 1, 0, {}, "search")
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -44,6 +44,7 @@ from experiment import Experiment, Training, load_or_train, open_data
 from features import Activations, Deployed, FrozenTrunk, frozen_trunk
 from models import build_model, preprocessing_of
 from store import ArrayStore
+from table import markdown
 from utils import environment, hardware_line, memory_mb, save_array, seed_everything, write_json
 
 SEED_STEPS = 3  # batches timed of the seed's training, after one to warm up
@@ -81,10 +82,9 @@ def measure_seed(kind: str, clips: str) -> dict:
             seen += len(y)
         seconds[f"{name}_s_per_clip"] = (time.perf_counter() - started) / seen
         del batches
-    sizes = {"these": data.split["clips"], "362": FULL_SIZE}
-    return {**seconds, **{f"epochs_8_s_{name}": seed_pipeline.EPOCHS * (
-        seconds["train_s_per_clip"] * size["train"] + seconds["val_s_per_clip"] * size["val"])
-        for name, size in sizes.items()}}
+    size = data.split["clips"]
+    return {**seconds, "epochs_8_s": seed_pipeline.EPOCHS * (
+        seconds["train_s_per_clip"] * size["train"] + seconds["val_s_per_clip"] * size["val"])}
 
 
 def measure_ours(kind: str, clips: str) -> dict:
@@ -103,38 +103,32 @@ def measure_ours(kind: str, clips: str) -> dict:
             load_or_train(kind, data, get_recipe("recommended", kind, patience=100, lr=1e-3), "none",
                           cache=Path(folder) / "cache")
         features = run.stats["feature_time"]
-    clips_of = data.split["clips"]
-    return {"whole_s": seconds["train"] + seconds["evaluate"], "features_s": features, **{
-        f"{name}_s": value for name, value in seconds.items()}, "clips": sum(clips_of.values()),
-        "epochs": recipe.epochs, "s_per_epoch_and_clip": (seconds["train"] - features) / recipe.epochs / clips_of["train"]}
+    return {"whole_s": seconds["train"] + seconds["evaluate"], "features_s": features,
+            **{f"{name}_s": value for name, value in seconds.items()}, "epochs": run.recipe.epochs, "trained": run.recipe.trained}
 
 
 def measure_second_training(kind: str, clips: str) -> dict:
     """Training with another learning rate on kept activations of 362 clips: made-up values of the true shapes."""
-    data, results = open_quietly(clips), {}
-    for trained in ("stage", "head"):
-        recipe = get_recipe("recommended", kind, patience=100, trained=trained)
-        model = build_model(recipe, len(data.classes), "none")
-        dataset = view_dataset(data, kind, "train")
-        with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-            shape = tuple(model.trunk(dataset[0][0][None])[0].shape)
-            rng, kept = np.random.default_rng(0), {}
-            for part, views in (("train", recipe.train_views), ("val", 1)):
-                files = [Path(folder) / part / f"{i}.npy" for i in range(FULL_SIZE[part])]
-                for file in files:
-                    save_array(file, rng.standard_normal((views, *shape)).astype(np.float16))
-                kept[part] = Activations(files, [i % len(data.classes) for i in range(len(files))], draw=True)
-            results[f"{trained}_s"] = train_on(model, recipe, kept, Path(folder) / "last.pth")
-    return results
+    data, recipe = open_quietly(clips), get_recipe("recommended", kind, patience=100, lr=1e-3).resolved(BACKBONE[kind])
+    model, dataset = build_model(recipe, len(data.classes), "none"), view_dataset(data, kind, "train")
+    with torch.inference_mode():
+        shape = tuple(model.trunk(dataset[0][0][None])[0].shape)
+    with tempfile.TemporaryDirectory() as folder:
+        rng, kept = np.random.default_rng(0), {}
+        for part, views in (("train", recipe.train_views), ("val", 1)):
+            files = [Path(folder) / part / f"{i}.npy" for i in range(FULL_SIZE[part])]
+            for file in files:
+                save_array(file, rng.standard_normal((views, *shape)).astype(np.float16))
+            kept[part] = Activations(files, [i % len(data.classes) for i in range(len(files))], draw=True)
+        return {"seconds": train_on(model, recipe, kept, Path(folder) / "last.pth"), "epochs": recipe.epochs}
 
 
 def train_on(model, recipe, kept: dict[str, Activations], last: Path) -> float:
     """Seconds of all epochs of a recipe on kept activations."""
     loaders = [DataLoader(kept[part], recipe.batch_size, shuffle=part == "train") for part in ("train", "val")]
-    with torch.inference_mode(False):
-        training = Training(model.head, recipe, len(loaders[0]), {}, last)
-        started = time.perf_counter()
-        training.run(*loaders, "cpu")
+    training = Training(model.head, recipe, len(loaders[0]), {}, last)
+    started = time.perf_counter()
+    training.run(*loaders, "cpu")
     return time.perf_counter() - started
 
 
@@ -433,8 +427,6 @@ def main() -> None:
     measured = {name: summary(runs) for name, runs in collect(options.only, clips, options.repeats).items()}
     machine = re.sub(r"[^\w.-]+", "-", f"{env['cpu']}-{env['cores']}-cores").strip("-").lower()
     target = RESULTS / "benchmarks" / f"{machine}.json"
-    from table import markdown
-
     document = {"clips": Path(clips).name if clips != "demo" else "demo", "environment": env, "measured": measured}
     write_json(target, document)
     text = markdown(document, hardware_line(env))

@@ -42,14 +42,20 @@ class Preprocessing:
     antialias: bool = True
 
 
+# Learning rates that go with what is trained: new layers alone bear, and need, a higher one.
+RATES = {"all": 1e-4, "stage": 5e-4, "head": 1e-2}
+# Networks with new layers below the head, which have to be trained.
+NEW_STAGES = ("efficientnet_lite0_3d",)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides how one CNN is trained and tested, apart from data, weights and seed.
 
     sampling: `window` (contiguous frames), `segments` (one frame from each of `num_frames` equal segments) or
         `time` (`num_frames` frames at `frame_rate` frames a second).
-    trained: `all` (every layer), `stage` (the last stage and the head) or `head`. What is not trained is a
-        frozen trunk.
+    trained: `all` (every layer), `stage` (the last stage and the head), `head`, or `auto`: the head, and the last stages
+        of a network that has new layers in them (see `resolved`). What is not trained is a frozen trunk.
     cache: what is computed once and kept: `activations` (of the frozen trunk, for each of `train_views` augmented
         views of a training clip), `frames` (decoded, of `train_views` random positions; augmented anew each epoch) or
         `none` (every clip is decoded in every epoch).
@@ -60,6 +66,7 @@ class Recipe:
         `models.TemporalPool`). 3D models do not read it.
     frozen_batchnorm: `eval` (statistics never move) or `update` (the seed's mistake).
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
+    lr: None takes the rate that goes with what is trained (RATES).
     test_clips: clips a video whose probabilities are averaged in the test.
     """
 
@@ -70,7 +77,7 @@ class Recipe:
     frame_rate: float | None = None
     preprocessing: str = "weights"
     augmentation: str = "clip"
-    trained: str = "stage"
+    trained: str = "auto"
     cache: str = "activations"
     precision: str = "auto"
     train_views: int = 2
@@ -79,13 +86,18 @@ class Recipe:
     dropout: float = 0.5
     label_smoothing: float = 0.1
     optimizer: str = "adamw"
-    lr: float = 5e-4
+    lr: float | None = None
     weight_decay: float = 1e-2
     schedule: str = "cosine"
     epochs: int = 8
     patience: int = 3
     batch_size: int = 8
     test_clips: int = 3
+
+    def resolved(self, backbone: str) -> Recipe:
+        """The recipe with what it leaves to the network filled in."""
+        trained = self.trained if self.trained != "auto" else "stage" if backbone in NEW_STAGES else "head"
+        return dataclasses.replace(self, trained=trained, lr=self.lr or RATES[trained])
 
     def to_dict(self) -> dict:
         """The recipe as plain types, for JSON."""
@@ -99,7 +111,7 @@ _SEED = dict(
 )
 
 RECIPES = {
-    ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, sampling="segments"),
+    ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, sampling="segments", pooling="attention"),
     ("recommended", "3d"): Recipe("recommended", "3d", num_frames=16, sampling="time", frame_rate=15.0),
     ("seed", "2d"): Recipe(kind="2d", num_frames=20, trained="all", batch_size=4, patience=3, **_SEED),
     ("seed", "3d"): Recipe(kind="3d", num_frames=16, trained="head", batch_size=2, patience=4, **_SEED),

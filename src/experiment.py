@@ -269,15 +269,16 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
     """
     recipe = get_recipe(recipe, kind) if isinstance(recipe, str) else recipe
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    asked = {"dataset": data.name, "classes": data.classes, "split": data.split["sha256"], "recipe": recipe.to_dict(),
-             "weights": weights, "backbone": backbone, "seed": seed}
     files = ResultFiles(data.results, kind, DEFAULT_BACKBONE[kind])
     saved = read_json(files.sidecar) if files.checkpoint.is_file() else {}
+    as_saved = recipe.resolved(saved["backbone"]) if saved else recipe
+    asked = {"dataset": data.name, "classes": data.classes, "split": data.split["sha256"], "recipe": as_saved.to_dict(),
+             "weights": weights, "backbone": backbone, "seed": seed}
     reasons = ["there is no saved model"] if not saved else differences(asked, saved)
     if saved and not reasons and file_hash(files.checkpoint) != saved["sha256"]:
         reasons = [f"{files.checkpoint.name} is not the file that its sidecar describes"]
     if not reasons:
-        return _reload(data, recipe, saved, files, device, cache)
+        return _reload(data, as_saved, saved, files, device, cache)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
     return _train(data, recipe, {**asked, "weights": choose_source(kind, weights)}, device, cache)
 
@@ -313,7 +314,8 @@ def _reload(data, recipe, saved, files, device, cache) -> Experiment:
 def _train(data, recipe, asked, device, cache) -> Experiment:
     seed_everything(asked["seed"])
     model = build_model(recipe, len(data.classes), asked["weights"], asked["backbone"]).to(device)
-    asked = {**asked, "backbone": model.backbone}
+    recipe = recipe.resolved(model.backbone)
+    asked = {**asked, "recipe": recipe.to_dict(), "backbone": model.backbone}
     files = ResultFiles(data.results, recipe.kind, model.backbone)
     experiment = Experiment(data, recipe, model, files, device, asked["seed"], cache)
     for part in ("train", "val", "test"):  # all missing clips are told now, not in the middle of training
@@ -433,7 +435,7 @@ def make_scheduler(recipe: Recipe, optimizer, steps: int) -> tuple[torch.optim.l
     if recipe.schedule != "cosine":
         raise ValueError(f"unknown schedule {recipe.schedule!r}: cosine, step")
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=steps * recipe.epochs + 1, pct_start=1 / max(recipe.epochs, 2),
+        optimizer, recipe.lr, total_steps=max(steps * recipe.epochs + 1, 3), pct_start=1 / max(recipe.epochs, 2),
         cycle_momentum=False), True
 
 

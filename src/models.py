@@ -477,6 +477,7 @@ def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | N
         ValueError: backbone and source don't go together.
     """
     backbone = choose_backbone(recipe.kind, source, backbone)
+    recipe = recipe.resolved(backbone)
     weights = None if source == "none" else source
     common = dict(dropout=recipe.dropout, weights=weights, trained=recipe.trained)
     if recipe.kind == "2d":

@@ -416,3 +416,60 @@ def importance_bars(importances: pd.Series, ax: Axes) -> Axes:
     from_the_top(ax)
     ax.grid(False, axis="y")
     return ax
+
+
+# ---------------------------------------------------------------- what a model looks at
+
+def cam_strip(frames: np.ndarray, maps: np.ndarray, title: str, axes: np.ndarray,
+              times: np.ndarray | None = None) -> np.ndarray:
+    """A clip's frames above, what speaks for the predicted class below.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+        maps: (T, H, W) in [0, 1], as `behaviour.grad_cam` gives them.
+        title: with the class and its probability.
+        axes: (2, T) to draw on.
+        times: (T,) seconds, written below the frames.
+    """
+    clip_strip(frames, title, axes[0], times)
+    for frame, response, ax in zip(frames, maps, axes[1]):
+        ax.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255)  # colour is left to the overlay
+        overlay = ax.imshow(response, cmap="viridis", vmin=0, vmax=1, alpha=0.55)
+        ax.set(xticks=[], yticks=[])
+    bar = axes[0, 0].figure.colorbar(overlay, ax=axes, fraction=0.02, pad=0.01)
+    bar.set_label("share of the strongest response", fontsize=8)
+    return axes
+
+
+def embedding(table: pd.DataFrame, title: str, ax: Axes) -> Axes:
+    """What `behaviour.trunk_embedding` gives: a point a clip, coloured by class, its marker by part."""
+    markers = dict(zip(("train", "val", "test"), ("o", "s", "X")))
+    sns.scatterplot(table, x="x", y="y", hue="label", style="part", hue_order=sorted(table["label"].unique()),
+                    markers=markers, s=60, alpha=0.8, ax=ax)
+    ax.set(xlabel="", ylabel="", xticks=[], yticks=[], title=title)
+    ax.legend(bbox_to_anchor=(1, 1), loc="upper left")
+    return ax
+
+
+def probability_lines(table: pd.DataFrame, ax: Axes) -> Axes:
+    """What `behaviour.probabilities_over_time` gives, a line a class."""
+    for name, values in table.items():
+        ax.plot(table.index, values, marker="o", markersize=3, label=name)
+    ax.set(xlabel="seconds", ylabel="probability", ylim=(-0.03, 1.03))
+    ax.legend(fontsize=7)
+    return ax
+
+
+def inline_picture(figure: Figure, words: str, height: int) -> str:
+    """A figure as an HTML picture that needs no other file; it is closed.
+
+    Args:
+        figure: to draw.
+        words: its text for those who can't see it.
+        height: in pixels.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    plt.close(figure)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(words, quote=True)}" height="{height}" src="data:image/png;base64,{data}">'

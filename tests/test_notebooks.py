@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} >= {"01_dataset", "03_2d_cnn", "04_3d_cnn", "05_comparison"}
+    assert {path.stem for path in NOTEBOOKS} >= {"01_dataset", "02_classical_ml", "03_2d_cnn", "04_3d_cnn", "05_comparison"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

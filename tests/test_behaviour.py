@@ -1,0 +1,373 @@
+import base64
+import dataclasses
+import io
+import re
+from collections import OrderedDict
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import REAL_CLIPS, moving_square, write_csv, write_video
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+import behaviour
+import plots
+from behaviour import (
+    VARIANTS, gallery, grad_cam, motion_probe, motion_reading, nearest_training_clips, pooled_features,
+    probabilities_over_time, still_background, trunk_embedding, variant_orders,
+)
+from config import Preprocessing, ResultFiles, get_recipe
+from data_loader import read_frames, segment_indices
+from demo_dataset import render_clip
+from experiment import Experiment, open_data
+from models import Frames, PerFrame, VideoModel, build_model
+from utils import read_json, write_json
+
+CLASSES = ["PullUps", "Punch", "PushUps"]  # of conftest's squares: they go right, down, nowhere
+WHOLE = Preprocessing(resize=(96, 128), crop=96, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Picked(nn.Module):
+    """(B, T, F) to (B, F): what `choose` makes of the frames."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, x):
+        return self.choose(x)
+
+
+class Place(nn.Module):
+    """(N, 3, H, W) to (N, 2): across and down, where what is bright lies, in shares of the picture."""
+
+    def forward(self, x):
+        bright = (x.amax(dim=1) - 0.5).relu()  # (N, H, W)
+        down, across = (torch.linspace(0, 1, n) for n in bright.shape[1:])
+        total = bright.sum(dim=(1, 2)).clamp(min=1e-6)
+        return torch.stack([(bright * across).sum(dim=(1, 2)), (bright * down[:, None]).sum(dim=(1, 2))], 1) / total[:, None]
+
+
+def hand_made(stages, pool, weight, bias=(0.0, 0.0, 0.0), trained="all"):
+    """A model with a given linear classifier, three logits."""
+    model = VideoModel(OrderedDict(stages), len(weight[0]), 3, trained, dropout=0.5, pool=Picked(pool))
+    model.backbone, model.source, model.preprocessing = "resnet18", "none", WHOLE
+    with torch.no_grad():
+        model.classifier[1].weight.copy_(torch.tensor(weight))
+        model.classifier[1].bias.copy_(torch.tensor(bias))
+    return model
+
+
+def by_place(pool, kind="2d"):
+    stages = [("frames", Frames())] if kind == "3d" else []
+    stages += [("conv", PerFrame(nn.Identity())), ("pool", PerFrame(Place()))]
+    return hand_made(stages, pool, [[100.0, 0.0], [0.0, 100.0], [0.0, 0.0]], (0.0, 0.0, 5.0))
+
+
+@pytest.fixture
+def experiment(tiny_dataset, tmp_path):
+    """Of a hand-made model, with a sidecar, as if it had been trained."""
+    data = open_data(str(tiny_dataset), results=tmp_path / "results")
+
+    def make(model, kind="2d", **changes):
+        recipe = get_recipe("recommended", kind, **{"num_frames": 5, "cache": "none", "sampling": "segments",
+                                                    "frame_rate": None, "batch_size": 6, **changes})
+        files = ResultFiles(data.results, kind, model.backbone)
+        write_json(files.sidecar, {"sha256": "one"})
+        return Experiment(data, recipe, model.eval(), files, torch.device("cpu"), 0, tmp_path / "cache")
+
+    return make
+
+
+def built(kind, source="none", backbone=None, **changes):
+    torch.manual_seed(0)
+    model = build_model(get_recipe("recommended", kind, **changes), 3, source, backbone)
+    model.preprocessing = dataclasses.replace(model.preprocessing, resize=64, crop=64)
+    return model
+
+
+# ---------------------------------------------------------------- motion
+
+def test_a_model_that_goes_by_direction_fails_on_reversed_frames(experiment):
+    run = experiment(by_place(lambda x: x[:, -1] - x[:, 0]))
+    table = motion_probe(run).set_index("variant")
+    still = (run.data.table("test")["label"] == "PushUps").mean()  # what one who sees no motion gets right
+    assert list(table.index) == list(VARIANTS) and (table["clips"] == len(run.data.table("test"))).all()
+    assert table.loc["as it is", "accuracy"] == 1 and table.loc["as it is", "changed"] == 0
+    for name in ("one frozen frame", "frames reversed", "background only"):
+        assert table.loc[name, "accuracy"] == pytest.approx(still), name
+        assert table.loc[name, "changed"] == round((1 - still) * table.loc[name, "clips"])
+        assert table.loc[name, "low"] < still < table.loc[name, "high"]
+        assert table.loc[name, "probability"] < table.loc["as it is", "probability"]
+    assert "uses the order of frames" in motion_reading(table.reset_index(), "2D-CNN")
+
+
+def test_a_model_that_sees_the_middle_frame_loses_nothing_when_it_is_frozen(experiment):
+    run = experiment(by_place(lambda x: x[:, 2]))
+    table = motion_probe(run).set_index("variant")
+    assert table.loc[["one frozen frame", "frames reversed"], "shift"].max() == 0  # the middle is fixed in both
+    assert table.loc["frames shuffled", "shift"] > 0 and table.loc["background only", "shift"] > 0
+
+
+@pytest.mark.parametrize("pooling, exact", [("avg", True), ("max", True), ("conv", False)])
+def test_order_is_lost_on_poolings_without_one(experiment, pooling, exact):
+    model = built("2d", backbone="resnet18", pooling=pooling)
+    if pooling == "conv":
+        nn.init.normal_(model.pool.up.weight)
+    table = motion_probe(experiment(model)).set_index("variant")
+    shift = table.loc[["frames shuffled", "frames reversed"], "shift"].max()
+    assert (shift < behaviour.ROUNDING) == exact
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_variants_equal_the_model_run_on_edited_clips(experiment, kind):
+    run = experiment(built(kind, backbone="resnet18" if kind == "2d" else "resnet3d", trained="stage"), kind)
+    table, dataset, time = motion_probe(run).set_index("variant"), run.dataset("test"), 1 if kind == "2d" else 2
+    clips = torch.stack([dataset[i][0] for i in range(len(dataset))])
+    labels = [dataset.label(i) for i in range(len(dataset))]
+    middle = clips.select(time, 2).unsqueeze(time).expand_as(clips)
+    for name, edited in (("as it is", clips), ("frames reversed", clips.flip(time)), ("one frozen frame", middle)):
+        with torch.inference_mode():
+            direct = run.model(edited).double().softmax(dim=1)[range(len(labels)), labels].mean()
+        assert table.loc[name, "probability"] == pytest.approx(float(direct), abs=1e-4)
+
+
+def test_results_are_kept_for_this_checkpoint_only(experiment, monkeypatch):
+    run = experiment(by_place(lambda x: x[:, -1] - x[:, 0], "3d"), "3d")
+    first = motion_probe(run)
+    kept = read_json(run.data.results / "behaviour" / "3d-cnn.json")
+    assert kept["of"] == "one" and len(kept["motion"]) == len(VARIANTS)
+    probes = []
+    monkeypatch.setattr(behaviour, "_probe", lambda _: probes.append(1) or first.head(1))
+    pd.testing.assert_frame_equal(motion_probe(run), first, check_exact=True)
+    assert not probes
+    write_json(run.files.sidecar, {"sha256": "two"})
+    assert len(motion_probe(run)) == 1 and probes
+    assert read_json(run.data.results / "behaviour" / "3d-cnn.json")["of"] == "two"
+
+
+@given(frames=st.integers(1, 64), name=st.text(min_size=1))
+def test_orders_show_every_frame_where_they_should(frames, name):
+    orders = dict(zip(VARIANTS, variant_orders(frames, name), strict=True))
+    whole = list(range(frames))
+    assert orders["as it is"].tolist() == whole and orders["frames reversed"].tolist() == whole[::-1]
+    assert sorted(orders["frames shuffled"]) == whole
+    assert set(orders["one frozen frame"]) == {frames // 2} and set(orders["background only"]) == {frames}
+    np.testing.assert_array_equal(orders["frames shuffled"], variant_orders(frames, name)[2])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), height=st.integers(16, 90), width=st.integers(16, 120))
+def test_the_background_of_a_still_clip_is_its_picture(seed, height, width):
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    background, moved = still_background(np.repeat(picture[None], 5, 0))
+    np.testing.assert_array_equal(background, picture)
+    assert not moved.any()
+
+
+def test_what_moves_is_painted_over_and_a_shaking_camera_is_not():
+    frames = moving_square(0, 0, 25)
+    background, moved = still_background(frames)
+    assert background.max() < 80 < frames.max()  # the noise alone goes to 60
+    assert 0.1 < moved.mean() < 0.7
+    scene = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8), (0, 0), 2)
+    scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX)
+    shaken = np.stack([np.roll(scene, (dy, dx), (0, 1)) for dy, dx in np.random.default_rng(1).integers(-3, 4, (25, 2))])
+    assert still_background(shaken)[1].mean() < 0.05
+
+
+def test_background_of_rendered_and_real_clips(tmp_path):
+    render_clip(tmp_path / "clip.avi", "PushUps", group=4, clip=1)
+    frames, _ = read_frames(tmp_path / "clip.avi", lambda info: segment_indices(info.frames, 25))
+    background, moved = still_background(frames)
+    assert background.shape == frames.shape[1:] and 0.01 < moved.mean() < 0.4
+
+
+@pytest.mark.skipif(not any(REAL_CLIPS.rglob("*.avi")), reason="no real clips beside the repository")
+def test_a_travelling_camera_is_told():
+    frames, _ = read_frames(REAL_CLIPS / "Punch" / "v_Punch_g01_c01.avi", lambda info: segment_indices(info.frames, 25))
+    assert still_background(frames)[1].mean() > behaviour.UNTELLING
+
+
+def reading(changed=(0, 0, 0, 0), shift=(0.0, 0.0, 0.0, 0.0), accuracy=(1.0, 1.0, 1.0, 1.0, 0.5), painted=0.2):
+    table = pd.DataFrame({"variant": VARIANTS, "clips": 18, "accuracy": accuracy, "changed": [0, *changed],
+                          "shift": [0.0, *shift], "painted": [0.0] * 4 + [painted]})
+    return motion_reading(table, "2D-CNN")
+
+
+def test_reading_says_what_the_numbers_say():
+    said = reading()
+    assert "does not use their order" in said and "on 18 of 18 test videos, from one frozen frame on 18" in said
+    assert "no answer changes" in said and "(20% of the picture) on 9." in said
+    assert "hardly matters" in reading(shift=(0.0, 0.004, 0.0, 0.0)) and "0.004" in reading(shift=(0.0, 0.004, 0.0, 0.0))
+    used = reading((4, 2, 1, 9), accuracy=(1.0, 14 / 18, 16 / 18, 17 / 18, 0.5))
+    assert "2 change when frames are shuffled and 1 when they are reversed; 16 and 17 are right then" in used
+    assert "on 14 (4 answers change)" in used and "tells little" not in used
+    assert "tells little of the background" in reading(painted=0.9)
+
+
+# ---------------------------------------------------------------- where it looks
+
+def coloured(path, corner_until=20):
+    """Red in the upper left corner, until a frame; green in the lower right one throughout."""
+    frames = np.zeros((20, 96, 128, 3), np.uint8)
+    frames[:corner_until, 8:40, 24:56, 0] = 255
+    frames[:, 56:88, 72:104, 1] = 255
+    return write_video(path, frames)
+
+
+def by_colour(kind):
+    """Red speaks for the first class, green for the second."""
+    if kind == "2d":
+        conv = nn.Conv2d(3, 3, 8, stride=8, bias=False)
+        stages = [("conv", PerFrame(conv)), ("pool", PerFrame(nn.AdaptiveAvgPool2d(1), nn.Flatten()))]
+    else:
+        conv = nn.Conv3d(3, 3, (5, 8, 8), stride=(5, 8, 8), bias=False)
+        stages = [("conv", nn.Sequential(conv)), ("pool", nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()))]
+    nn.init.zeros_(conv.weight)
+    for channel in range(3):
+        nn.init.ones_(conv.weight[channel, channel])
+    pool = (lambda x: x.mean(dim=1)) if kind == "2d" else (lambda x: x)
+    return hand_made(stages, pool, [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_grad_cam_lights_what_the_model_looks_at(experiment, kind):
+    run = experiment(by_colour(kind), kind, num_frames=20)
+    coloured(run.data.results / "clip.avi", corner_until=14)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, root=run.data.results))
+    cam = grad_cam(run, "/clip.avi", frames=10)
+    assert cam.maps.shape == (10, 96, 96) and cam.frames.shape == (10, 96, 96, 3) and cam.predicted == "PullUps"
+    assert cam.maps.min() >= 0 and cam.maps.max() == pytest.approx(1, abs=1e-5) and 0.5 < cam.probability <= 1
+    early = cam.maps[cam.times < 0.35]
+    assert early[:, :48, :48].sum() > 0.95 * early.sum() > 0
+    assert cam.maps[cam.times > 0.75].max() < 0.05  # the red is gone, the green doesn't count
+    assert cam.frames[0, 24, 24].tolist() == [255, 0, 0]
+    np.testing.assert_allclose(cam.times, segment_indices(20, 10) / 25)
+
+
+@pytest.mark.parametrize("kind, backbone", [("2d", "resnet18"), ("2d", "efficientnet_lite0"), ("3d", "resnet3d"),
+                                            ("3d", "efficientnet_lite0_3d")])
+def test_grad_cam_of_averaged_features_is_the_class_activation_map(experiment, kind, backbone):
+    """Where a linear layer follows an average, Grad-CAM is CAM (Zhou et al. 2016) up to a factor."""
+    model = built(kind, backbone=backbone)
+    run = experiment(model, kind, num_frames=4)
+    path = run.data.table("test")["clip_path"].iloc[0]
+    cam = grad_cam(run, path, frames=4)
+    with torch.inference_mode():
+        maps = model.stages[:-1](run.dataset("test")[0][0][None])[0]
+        maps = maps.transpose(0, 1) if backbone != "resnet3d" else maps  # (F, T', h, w)
+        weight = model.classifier[1].weight[run.data.class_map[cam.predicted]]
+        expected = torch.einsum("f,fthw->thw", weight, maps).relu()
+        expected = nn.functional.interpolate(expected[None, None], (4, 64, 64), mode="trilinear")[0, 0]
+    assert expected.max() > 0
+    np.testing.assert_allclose(cam.maps, expected / expected.max(), atol=1e-4)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_strip_has_a_row_of_frames_and_one_of_responses():
+    figure, axes = plt.subplots(2, 3)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    plots.cam_strip(frames, np.linspace(0, 1, 192).reshape(3, 8, 8), "Punch with probability 0.81", axes, np.arange(3.0))
+    assert axes[0, 0].texts[0].get_text() == "Punch with probability 0.81"
+    assert [len(ax.images) for ax in axes.flat] == [1, 1, 1, 2, 2, 2]
+    overlay = axes[1, 0].images[1]
+    assert overlay.get_clim() == (0, 1) and overlay.get_cmap().name == "viridis"
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------- what it holds alike
+
+@pytest.mark.parametrize("kept", ["none", "activations"])
+def test_embedding_has_every_clip_once_and_is_kept(experiment, monkeypatch, kept):
+    run = experiment(built("2d", backbone="resnet18", trained="head"), num_frames=2, cache=kept, precision="float32")
+    table = trunk_embedding(run)
+    assert list(table) == ["x", "y", "label", "part", "clip_path"] and len(table) == 36
+    assert table["clip_path"].is_unique and np.isfinite(table[["x", "y"]]).all(axis=None)
+    for part in ("train", "val", "test"):
+        assert table.loc[table["part"] == part, "clip_path"].tolist() == run.data.table(part)["clip_path"].tolist()
+    with torch.inference_mode():
+        direct = run.model.pool(run.model.stages(run.dataset("val")[0][0][None]))[0]
+    features = pooled_features(run, "val")
+    assert np.linalg.norm(features[0] - direct.numpy()) < 1e-3 * direct.norm()
+    monkeypatch.setattr(behaviour, "_pooled", None)  # nothing is computed again
+    pd.testing.assert_frame_equal(trunk_embedding(run), table)
+    ax = plots.embedding(table, "features", plt.figure().gca())
+    assert {"PullUps", "Punch", "PushUps", "train", "val", "test"} <= {t.get_text() for t in ax.get_legend().get_texts()}
+    plt.close()
+
+
+def test_nearest_training_clips_equal_sorting_all_cosines(experiment):
+    run = experiment(built("2d", backbone="resnet18"), num_frames=2)
+    train = run.data.table("train")
+    paths = [*run.data.table("test")["clip_path"][:2], train["clip_path"].iloc[3]]
+    table = nearest_training_clips(run, paths, count=3)
+    known = pooled_features(run, "train")
+    asked = np.stack([*pooled_features(run, "test")[:2], known[3]])
+    cosines = asked @ known.T / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(known, axis=1)
+    cosines[2, 3] = -1  # not its own neighbour
+    for path, row in zip(paths, cosines):
+        own, best = table[table["clip_path"] == path], np.argsort(-row)[:3]
+        assert own["neighbour"].tolist() == train["clip_path"].iloc[best].tolist() and own["rank"].tolist() == [1, 2, 3]
+        assert own["label"].tolist() == train["label"].iloc[best].tolist()
+        np.testing.assert_allclose(own["similarity"], row[best], atol=1e-5)
+    with pytest.raises(ValueError, match="/nowhere.avi"):
+        nearest_training_clips(run, ["/nowhere.avi"])
+
+
+# ---------------------------------------------------------------- where it errs
+
+@pytest.mark.parametrize("kind, sampling", [("2d", "segments"), ("3d", "window"), ("3d", "time")])
+def test_probabilities_follow_the_clip(experiment, kind, sampling):
+    """Red and green up to half of it, then green alone."""
+    changes = {"sampling": sampling, "frame_rate": 25.0 if sampling == "time" else None}
+    run = experiment(by_colour(kind), kind, num_frames=20 if kind == "2d" else 5, **changes)
+    coloured(run.data.results / "clip.avi", corner_until=10)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, root=run.data.results))
+    table = probabilities_over_time(run, "/clip.avi", views=4)
+    assert list(table) == CLASSES and len(table) == 4 and table.index.is_monotonic_increasing
+    np.testing.assert_allclose(table.sum(axis=1), 1)
+    assert table["PullUps"].iloc[0] > 0.5 > table["PullUps"].iloc[-1] and table["Punch"].iloc[-1] > 0.5
+    assert 0 <= table.index[0] < 0.15 and 0.6 < table.index[-1] < 0.8
+
+
+def predictions(run, wrong):
+    """Of the test part, with the first few wrong and certainty that falls with each row."""
+    table = run.data.table("test")[["clip_path", "group", "label"]]
+    other = {"PullUps": "Punch", "Punch": "PushUps", "PushUps": "PullUps"}
+    table["predicted"] = [other[label] if i < wrong else label for i, label in enumerate(table["label"])]
+    sure = np.linspace(0.9, 0.5, len(table))
+    for name in CLASSES:
+        table[f"p_{name}"] = np.where(table["predicted"] == name, sure, (1 - sure) / 2)
+    return table
+
+
+def test_gallery_shows_what_is_wrong_then_what_is_uncertain(experiment):
+    run = experiment(by_place(lambda x: x[:, -1] - x[:, 0]))
+    table = predictions(run, wrong=2)
+    page = gallery(run, table, count=3)
+    shown = re.findall(r"<figcaption>(\S+): true", page)
+    assert shown == [*table["clip_path"][:2], table["clip_path"].iloc[-1]]  # the most certain mistake first
+    assert page.count("WRONG</figcaption>") == 2 and page.count("correct</figcaption>") == 1
+    pictures = re.findall(r'<img alt="([^"]+)"[^>]* src="data:image/(gif|png);base64,([^"]+)">', page)
+    assert len(pictures) == page.count("<img") == 6
+    assert all("class probabilities over time: PullUps 0." in words for words, kind, _ in pictures if kind == "png")
+    moving = Image.open(io.BytesIO(base64.b64decode(pictures[0][2])))
+    assert moving.n_frames == behaviour.GALLERY_FRAMES
+    assert moving.info["duration"] == pytest.approx(1000 * 20 / 25 / behaviour.GALLERY_FRAMES, abs=6)
+    assert not plt.get_fignums()
+
+
+def test_gallery_shows_all_mistakes_or_the_least_certain(experiment):
+    run = experiment(by_place(lambda x: x[:, -1] - x[:, 0]))
+    assert gallery(run, predictions(run, wrong=3), count=1).count("WRONG") == 3 * 2  # caption and its text
+    page = gallery(run, predictions(run, wrong=0), count=2)
+    assert page.count("<figure") == 2 and "WRONG" not in page and "http" not in page
+    with pytest.raises(ValueError, match="no clips"):
+        gallery(run, predictions(run, wrong=0).head(0))

@@ -13,7 +13,7 @@ export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED TRIALS STORAGE CACHE_GB
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data data-check run tune bench test clean
+.PHONY: help install demo data data-check run tune report bench test clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
@@ -50,6 +50,9 @@ run: $(READY)  ## Execute the notebooks (DATASET=...), train or reload, print th
 tune: $(READY)  ## Search hyperparameters longer (TRIALS=200, CUTS="head stage", KIND="2d 3d", STORAGE=URL)
 	for kind in $(or $(KIND),2d 3d); do $(PY) src/tuning.py --kind $$kind --trials $(or $(TRIALS),200) --cuts $(or $(CUTS),head) \
 	  $(if $(STORAGE),--storage $(STORAGE)) --test || exit 1; done
+
+report: $(READY)  ## Render the executed notebooks, model cards and an index page into results/<data set>/report
+	$(PY) src/report.py
 
 bench: $(READY)  ## Measure the study against the seed's pipeline (CLIPS=folder, REPEATS=3)
 	$(PY) benchmarks/bench.py $(if $(CLIPS),--clips $(CLIPS)) --repeats $(or $(REPEATS),3)

@@ -175,7 +175,8 @@ def still_background(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     beyond = (cv2.max(cv2.subtract(low, frame), cv2.subtract(frame, high)) for frame in map(_smooth, small))
     moved = np.sum([colours.max(axis=2) > MOVED for colours in beyond], axis=0) >= 2
     closed = cv2.morphologyEx(moved.astype(np.uint8), cv2.MORPH_CLOSE, _disc(lines // 12))
-    moved = cv2.dilate(binary_fill_holes(closed).astype(np.uint8), _disc(lines // 15))
+    grown = _disc(2 * SHAKE + lines // 40)  # the rim within SHAKE of what moved was not noticed
+    moved = cv2.dilate(binary_fill_holes(closed).astype(np.uint8), grown)
     painted = cv2.inpaint(median, moved, 5, cv2.INPAINT_TELEA)
     return cv2.resize(painted, (width, height), interpolation=cv2.INTER_LINEAR), moved.astype(bool)
 

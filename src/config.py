@@ -174,6 +174,11 @@ class ResultFiles:
         return self.root / "predictions" / f"{self.model_name}.csv"
 
     @property
+    def validation(self) -> Path:
+        """The validation part's predictions, by which calibration is fitted."""
+        return self.predictions.with_name(f"{self.model_name}_validation.csv")
+
+    @property
     def confusion_matrix(self) -> Path:
         return self.root / "confusion_matrices/deep_learning" / f"{self.kind}_{self.backbone}_confusion_matrix.png"
 

@@ -10,11 +10,15 @@ import torch
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA's absence is no news to the reader
 from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from config import RESULTS, ClassicalFiles, ResultFiles
 from data_loader import apply_transform, read_frames
-from experiment import Experiment, predict
-from metrics import accuracy_interval, classification_metrics, confidence
+from experiment import Experiment, predict, prediction_table, view_probabilities
+from metrics import (
+    accuracy_interval, apply_temperature, brier, classification_metrics, confidence, expected_calibration_error,
+    fit_temperature, negative_log_likelihood,
+)
 from models import DEFAULT_BACKBONE, TITLES
 from utils import hardware_line, memory_mb, read_json, save_array, update_json, write_csv
 
@@ -30,7 +34,7 @@ SEED_PRINTED = {
 SCORES = {"network": "network", "weights": "weights", "accuracy": "accuracy", "precision": "macro precision",
           "recall": "macro recall", "f1": "macro F1", "test_clips": "test clips"}
 COSTS = {"params": "parameters", "trained_params": "trained parameters", "train_time": "training [s]",
-         "inference_time": "latency [s/clip]", "model_size_mb": "file [MiB]", "memory_mb": "peak memory [MiB]"}
+         "inference_time": "latency [s/clip]", "gflop": "GFLOP/clip", "model_size_mb": "file [MiB]", "memory_mb": "peak memory [MiB]"}
 
 
 # ---------------------------------------------------------------- one model
@@ -38,21 +42,27 @@ COSTS = {"params": "parameters", "trained_params": "trained parameters", "train_
 def evaluate(experiment: Experiment) -> pd.DataFrame:
     """The test part's predictions, from disk where they are this very checkpoint's, else computed and written.
 
-    Writes predictions/<model>.csv, preds and labels as .npy, and the metrics into the statistics.
+    Writes predictions/<model>.csv and the validation part's beside it (calibration is fitted there), preds and labels as
+    .npy, and the metrics into the statistics, among them the accuracy of single clips: what a video would be judged by
+    if it were seen in one view only, averaged over the views.
 
     Returns:
         One row a test clip, as `experiment.predict`.
     """
     files, stats = experiment.files, experiment.stats
     checkpoint = read_json(files.sidecar)["sha256"]
-    if stats.get("predictions_of") == checkpoint and files.predictions.is_file():
+    if stats.get("predictions_of") == checkpoint and files.predictions.is_file() and files.validation.is_file():
         return read_predictions(files.predictions)
-    predictions = predict(experiment)
+    views = view_probabilities(experiment.trained_part(), experiment.test_loader(), experiment.device)  # (N, V, K)
+    predictions = prediction_table(experiment, "test", views.mean(dim=1))
+    truth = predictions["label"].map(experiment.data.class_map).to_numpy()
+    write_csv(files.validation, predict(experiment, "val"))
     write_csv(files.predictions, predictions)
     for name, column in (("preds", "predicted"), ("labels", "label")):
         save_array(files.array(name), predictions[column].map(experiment.data.class_map).to_numpy())
     update_json(files.stats, **classification_metrics(predictions), test_clips=len(predictions),
-                views_per_video=experiment.recipe.test_clips, predictions_of=checkpoint)
+                views_per_video=experiment.recipe.test_clips, predictions_of=checkpoint,
+                single_clip_accuracy=float((views.argmax(dim=2).numpy() == truth[:, None]).mean()))
     return predictions
 
 
@@ -110,6 +120,18 @@ def measure_latency(experiment: Experiment, repeats: float = 2.0) -> dict[str, f
     return latency
 
 
+def count_flops(experiment: Experiment) -> float:
+    """GFLOP of one clip through the model by torch's counter, in which a multiply-add counts as two; kept."""
+    dataset = experiment.dataset("test")
+    clip = dataset[0][0][None].to(experiment.device)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        experiment.model.eval()(clip)
+    gflop = counter.get_total_flops() / 1e9
+    if experiment.stats.get("gflop") != gflop:
+        update_json(experiment.files.stats, gflop=gflop)
+    return gflop
+
+
 def record_memory(experiment: Experiment) -> dict[str, float]:
     """This process's memory now, in MiB; the peak is kept in the statistics by the process that trained."""
     memory = memory_mb()
@@ -141,6 +163,8 @@ def load_results(root: Path = RESULTS) -> dict[str, dict]:
             raise FileNotFoundError(f"{files.stats}: no evaluated {kind.upper()}-CNN there; run {notebook} first")
         title = f"{kind.upper()}-CNN"
         results[title] = {**stats, "network": TITLES[stats["backbone"]], "predictions": read_predictions(files.predictions)}
+        if files.validation.is_file():
+            results[title]["validation"] = read_predictions(files.validation)
     for path in sorted(ClassicalFiles(root, "").stats.parent.glob("stats_*.json")):
         files = ClassicalFiles(root, path.stem.removeprefix("stats_"))
         stats = read_json(path)
@@ -198,6 +222,42 @@ def interval_table(results: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"]).rename_axis("model")
 
 
+def clip_table(results: dict[str, dict]) -> pd.DataFrame:
+    """Accuracy of videos judged by several clips, and of single clips, where both are known."""
+    rows = {title: {"clips a video": stats["views_per_video"], "video accuracy": stats["accuracy"],
+                    "single-clip accuracy": stats["single_clip_accuracy"]}
+            for title, stats in results.items() if "single_clip_accuracy" in stats}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def calibrated(results: dict[str, dict]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Test predictions of the models that kept validation predictions, as they are and with a fitted temperature.
+
+    Returns:
+        Title to `before` and `after`, prediction tables, and `temperature`, fitted on the validation part; where the fit
+        runs into a bound (a validation part without a mistake can't say how certain to be), `after` is `before`.
+    """
+    tables = {}
+    for title, stats in results.items():
+        if "validation" in stats:
+            fitted, before = fit_temperature(stats["validation"]), stats["predictions"]
+            after = before if fitted.at_bound else apply_temperature(before, fitted.value)
+            tables[title] = {"before": before, "after": after, "temperature": fitted}
+    return tables
+
+
+def calibration_table(tables: dict[str, dict]) -> pd.DataFrame:
+    """Calibration error, loss and Brier score on the test part before and after, for what `calibrated` gives."""
+    rows = {}
+    for title, its in tables.items():
+        fitted = its["temperature"]
+        rows[title] = {"temperature": "not applied (at its bound)" if fitted.at_bound else f"{fitted.value:.2f}"}
+        for name, score in (("calibration error", expected_calibration_error), ("log loss", negative_log_likelihood),
+                            ("Brier score", brier)):
+            rows[title] |= {f"{name} before": round(score(its["before"]), 3), "after " + name: round(score(its["after"]), 3)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
 def _seed_rows() -> dict[str, dict]:
     return {f"seed {title} (UCF-101, other machine)": {**printed, "weights": "torchvision"}
             for title, printed in SEED_PRINTED.items()}
@@ -209,7 +269,7 @@ def _shown(key: str, value) -> str:
     if key in ("params", "trained_params"):
         return f"{value:,}"
     digits = {"accuracy": 3, "precision": 3, "recall": 3, "f1": 3, "train_time": 0, "fit_time": 1, "inference_time": 3,
-              "model_size_mb": 1, "memory_mb": 0}
+              "gflop": 1, "model_size_mb": 1, "memory_mb": 0}
     return f"{value:.{digits[key]}f}" if key in digits else str(value)
 
 

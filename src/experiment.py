@@ -484,19 +484,29 @@ def predict(experiment: Experiment, part: str = "test") -> pd.DataFrame:
     Returns:
         One row a clip: clip_path, group, label, predicted, and `p_<class>` for each class, adding up to one.
     """
+    loader = experiment.test_loader(part)
+    return prediction_table(experiment, part, predict_probabilities(experiment.trained_part(), loader, experiment.device))
+
+
+def prediction_table(experiment: Experiment, part: str, probabilities: torch.Tensor) -> pd.DataFrame:
+    """What `predict` returns, from a part's (N, num_classes) probabilities."""
     classes = experiment.data.classes
-    probabilities = predict_probabilities(experiment.trained_part(), experiment.test_loader(part), experiment.device)
     table = experiment.data.table(part)[["clip_path", "group", "label"]]
     table["predicted"] = [classes[i] for i in probabilities.argmax(dim=1).tolist()]
     return table.join(pd.DataFrame(probabilities.numpy(), columns=[f"p_{name}" for name in classes]))
 
 
-@torch.inference_mode()
 def predict_probabilities(module: Callable, loader: DataLoader, device) -> torch.Tensor:
     """(N, num_classes) float64 probabilities, averaged over the views of batches (B, V, ...)."""
+    return view_probabilities(module, loader, device).mean(dim=1)
+
+
+@torch.inference_mode()
+def view_probabilities(module: Callable, loader: DataLoader, device) -> torch.Tensor:
+    """(N, V, num_classes) float64 probabilities of each view of batches (B, V, ...)."""
     module.eval()
     rows = []
     for x, _ in loader:
         logits = module(x.flatten(0, 1).to(device))  # (B*V, num_classes)
-        rows.append(logits.double().softmax(dim=1).unflatten(0, x.shape[:2]).mean(dim=1).cpu())
+        rows.append(logits.double().softmax(dim=1).unflatten(0, x.shape[:2]).cpu())
     return torch.cat(rows)

@@ -27,7 +27,7 @@ from store import ArrayStore, file_hash
 from utils import environment, hardware_line, read_json, update_json
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-TOLERANCE = 0.05  # share of the activations' norm by which bfloat16 may be off
+TOLERANCE = 0.06  # share of the activations' norm by which bfloat16 may be off
 
 
 class Activations(Dataset):

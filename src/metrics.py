@@ -345,7 +345,7 @@ def class_probabilities(predictions: pd.DataFrame) -> tuple[list[str], np.ndarra
     probabilities = predictions[columns].to_numpy(dtype=float)
     if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise ValueError("the probabilities of a clip don't add up to one: evaluate the model again")
-    return classes, probabilities
+    return classes, probabilities / probabilities.sum(axis=1, keepdims=True)  # a table keeps fewer digits
 
 
 def _probability_columns(predictions: pd.DataFrame) -> list[str]:

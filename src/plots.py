@@ -19,6 +19,7 @@ from PIL import Image
 
 from data_loader import clip_file, open_video, read_frames, segment_indices, time_indices
 from descriptors import flow_of_pairs, read_pairs
+from metrics import coverage_curve, reliability
 from utils import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
@@ -122,7 +123,7 @@ def metric_bars(results: dict[str, dict], ax: Axes) -> Axes:
     for bars in ax.containers:
         ax.bar_label(bars, fmt="%.3f", fontsize=9, padding=2)
     ax.set(xlabel="", ylabel="score on the test clips", ylim=(0, 1.1), title="Test metrics")
-    ax.legend(title="", loc="lower right")
+    ax.legend(title="", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
@@ -159,6 +160,31 @@ def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figu
         frames, _ = read_frames(clip_file(root, clip["clip_path"]), lambda info: segment_indices(info.frames, count))
         clip_strip(frames, f"{clip['label']}   {clip['clip_path']}", row)
     return figure
+
+
+def reliability_diagram(predictions: pd.DataFrame, title: str, ax: Axes) -> Axes:
+    """Accuracy over confidence in bins, with the number of clips in each; on the diagonal, they agree."""
+    table = reliability(predictions)
+    middle, width = (table["lower"] + table["upper"]) / 2, table["upper"] - table["lower"]
+    ax.plot([0, 1], [0, 1], linestyle="--", color="0.4", label="perfectly calibrated")
+    ax.bar(middle, table["accuracy"], width=0.92 * width, color=PALETTE[0], alpha=0.8, label="accuracy of the bin")
+    for row in table[table["clips"] > 0].itertuples():
+        ax.text((row.lower + row.upper) / 2, 0.03, str(row.clips), ha="center", fontsize=9,
+                color="white" if row.accuracy > 0.1 else "black")
+    ax.set(xlabel="confidence (probability of the answer)", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.03))
+    ax.legend(loc="upper left", fontsize=9)
+    return ax
+
+
+def coverage(tables: dict[str, pd.DataFrame], ax: Axes) -> Axes:
+    """Accuracy of the clips that are left when the least certain are set aside, for each model's predictions."""
+    for (title, predictions), marker in zip(tables.items(), "os^vD<>Pp"):
+        curve_of = coverage_curve(predictions)
+        ax.plot(curve_of["coverage"], curve_of["accuracy"], marker=marker, markersize=4, label=title)
+    ax.set(xlabel="coverage: share of the clips that are answered", ylabel="accuracy on them", xlim=(0, 1.02), ylim=(0, 1.03),
+           title="When the least certain clips are set aside")
+    ax.legend(loc="lower left")
+    return ax
 
 
 # ---------------------------------------------------------------- classical models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -192,10 +193,10 @@ def save_torch(path: str | Path, state: dict) -> None:
 # ---------------------------------------------------------------- where a number was measured
 
 def environment(device: str | torch.device = "cpu") -> dict:
-    """Versions and hardware, as plain types, to stand beside every result."""
+    """Date, versions and hardware, as plain types, to stand beside every result."""
     gpu = torch.cuda.get_device_name(0) if torch.device(device).type == "cuda" else None
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+    return {"date": datetime.date.today().isoformat(), "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
             "opencv": cv2.__version__, "numpy": np.__version__, "system": platform.system(), "cpu": cpu,
             "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu}

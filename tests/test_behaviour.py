@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import io
+import os
 import re
 from collections import OrderedDict
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REAL_CLIPS, moving_square, write_csv, write_video
+from conftest import REAL_CLIPS, moving_square, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,7 +52,8 @@ class Place(nn.Module):
         bright = (x.amax(dim=1) - 0.5).relu()  # (N, H, W)
         down, across = (torch.linspace(0, 1, n) for n in bright.shape[1:])
         total = bright.sum(dim=(1, 2)).clamp(min=1e-6)
-        return torch.stack([(bright * across).sum(dim=(1, 2)), (bright * down[:, None]).sum(dim=(1, 2))], 1) / total[:, None]
+        sums = [(bright * ramp).sum(dim=(1, 2)) / total for ramp in (across, down[:, None])]
+        return torch.stack(sums, dim=1)
 
 
 def hand_made(stages, pool, weight, bias=(0.0, 0.0, 0.0), trained="all"):
@@ -85,10 +87,10 @@ def experiment(tiny_dataset, tmp_path):
     return make
 
 
-def built(kind, source="none", backbone=None, **changes):
+def built(kind, backbone, size=64, source="none", **changes):
     torch.manual_seed(0)
-    model = build_model(get_recipe("recommended", kind, **changes), 3, source, backbone)
-    model.preprocessing = dataclasses.replace(model.preprocessing, resize=64, crop=64)
+    model = build_model(get_recipe("recommended", kind, **{"pooling": "avg", **changes}), 3, source, backbone)
+    model.preprocessing = dataclasses.replace(model.preprocessing, resize=size, crop=size)
     return model
 
 
@@ -111,13 +113,13 @@ def test_a_model_that_goes_by_direction_fails_on_reversed_frames(experiment):
 def test_a_model_that_sees_the_middle_frame_loses_nothing_when_it_is_frozen(experiment):
     run = experiment(by_place(lambda x: x[:, 2]))
     table = motion_probe(run).set_index("variant")
-    assert table.loc[["one frozen frame", "frames reversed"], "shift"].max() == 0  # the middle is fixed in both
+    assert table.loc[["one frozen frame", "frames reversed"], "shift"].max() == 0  # the middle stays
     assert table.loc["frames shuffled", "shift"] > 0 and table.loc["background only", "shift"] > 0
 
 
 @pytest.mark.parametrize("pooling, exact", [("avg", True), ("max", True), ("conv", False)])
 def test_order_is_lost_on_poolings_without_one(experiment, pooling, exact):
-    model = built("2d", backbone="resnet18", pooling=pooling)
+    model = built("2d", "resnet18", pooling=pooling)
     if pooling == "conv":
         nn.init.normal_(model.pool.up.weight)
     table = motion_probe(experiment(model)).set_index("variant")
@@ -127,12 +129,15 @@ def test_order_is_lost_on_poolings_without_one(experiment, pooling, exact):
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 def test_variants_equal_the_model_run_on_edited_clips(experiment, kind):
-    run = experiment(built(kind, backbone="resnet18" if kind == "2d" else "resnet3d", trained="stage"), kind)
-    table, dataset, time = motion_probe(run).set_index("variant"), run.dataset("test"), 1 if kind == "2d" else 2
+    model = built(kind, "resnet18" if kind == "2d" else "resnet3d", size=32, trained="stage")
+    run = experiment(model, kind, num_frames=3)
+    table, dataset = motion_probe(run).set_index("variant"), run.dataset("test")
+    time = 1 if kind == "2d" else 2
     clips = torch.stack([dataset[i][0] for i in range(len(dataset))])
     labels = [dataset.label(i) for i in range(len(dataset))]
-    middle = clips.select(time, 2).unsqueeze(time).expand_as(clips)
-    for name, edited in (("as it is", clips), ("frames reversed", clips.flip(time)), ("one frozen frame", middle)):
+    middle = clips.select(time, 1).unsqueeze(time).expand_as(clips)
+    by_name = {"as it is": clips, "frames reversed": clips.flip(time), "one frozen frame": middle}
+    for name, edited in by_name.items():
         with torch.inference_mode():
             direct = run.model(edited).double().softmax(dim=1)[range(len(labels)), labels].mean()
         assert table.loc[name, "probability"] == pytest.approx(float(direct), abs=1e-4)
@@ -171,31 +176,35 @@ def test_the_background_of_a_still_clip_is_its_picture(seed, height, width):
     assert not moved.any()
 
 
-def test_what_moves_is_painted_over_and_a_shaking_camera_is_not():
-    frames = moving_square(0, 0, 25)
+def test_what_moves_is_painted_over_and_a_shaking_camera_is_not(monkeypatch):
+    rng, frames = np.random.default_rng(0), moving_square(0, 0, 25)
+    frames = np.concatenate([frames[:1].repeat(15, 0), frames[-10:]])  # its first place is in the median
     background, moved = still_background(frames)
-    assert background.max() < 80 < frames.max()  # the noise alone goes to 60
+    assert background.max() < 80 < np.median(frames, axis=0).max()  # the noise alone goes to 60
     assert 0.1 < moved.mean() < 0.7
-    scene = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8), (0, 0), 2)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (246, 326, 3), dtype=np.uint8), (0, 0), 6)
     scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX)
-    shaken = np.stack([np.roll(scene, (dy, dx), (0, 1)) for dy, dx in np.random.default_rng(1).integers(-3, 4, (25, 2))])
+    shaken = np.stack([scene[y:y + 240, x:x + 320] for y, x in rng.integers(0, 7, (25, 2))])
+    assert (np.ptp(shaken, axis=0).max(axis=2) > 2 * behaviour.MOVED).mean() > 0.3  # a third changes
     assert still_background(shaken)[1].mean() < 0.05
+    monkeypatch.setattr(behaviour, "SHAKE", 0)
+    assert still_background(shaken)[1].mean() > 0.5
 
 
-def test_background_of_rendered_and_real_clips(tmp_path):
-    render_clip(tmp_path / "clip.avi", "PushUps", group=4, clip=1)
-    frames, _ = read_frames(tmp_path / "clip.avi", lambda info: segment_indices(info.frames, 25))
-    background, moved = still_background(frames)
+def test_little_of_a_rendered_clip_is_painted_over():
+    frames = render_clip("PushUps", group=4, clip=1)
+    background, moved = still_background(frames[segment_indices(len(frames), 25)])
     assert background.shape == frames.shape[1:] and 0.01 < moved.mean() < 0.4
 
 
 @pytest.mark.skipif(not any(REAL_CLIPS.rglob("*.avi")), reason="no real clips beside the repository")
 def test_a_travelling_camera_is_told():
-    frames, _ = read_frames(REAL_CLIPS / "Punch" / "v_Punch_g01_c01.avi", lambda info: segment_indices(info.frames, 25))
+    path = REAL_CLIPS / "Punch" / "v_Punch_g01_c01.avi"
+    frames, _ = read_frames(path, lambda info: segment_indices(info.frames, 25))
     assert still_background(frames)[1].mean() > behaviour.UNTELLING
 
 
-def reading(changed=(0, 0, 0, 0), shift=(0.0, 0.0, 0.0, 0.0), accuracy=(1.0, 1.0, 1.0, 1.0, 0.5), painted=0.2):
+def reading(changed=(0,) * 4, shift=(0.0,) * 4, accuracy=(1.0, 1.0, 1.0, 1.0, 0.5), painted=0.2):
     table = pd.DataFrame({"variant": VARIANTS, "clips": 18, "accuracy": accuracy, "changed": [0, *changed],
                           "shift": [0.0, *shift], "painted": [0.0] * 4 + [painted]})
     return motion_reading(table, "2D-CNN")
@@ -203,9 +212,11 @@ def reading(changed=(0, 0, 0, 0), shift=(0.0, 0.0, 0.0, 0.0), accuracy=(1.0, 1.0
 
 def test_reading_says_what_the_numbers_say():
     said = reading()
-    assert "does not use their order" in said and "on 18 of 18 test videos, from one frozen frame on 18" in said
+    assert "does not use their order" in said
+    assert "on 18 of 18 test videos, from one frozen frame on 18" in said
     assert "no answer changes" in said and "(20% of the picture) on 9." in said
-    assert "hardly matters" in reading(shift=(0.0, 0.004, 0.0, 0.0)) and "0.004" in reading(shift=(0.0, 0.004, 0.0, 0.0))
+    little = reading(shift=(0.0, 0.004, 0.0, 0.0))
+    assert "hardly matters" in little and "more than 0.004." in little
     used = reading((4, 2, 1, 9), accuracy=(1.0, 14 / 18, 16 / 18, 17 / 18, 0.5))
     assert "2 change when frames are shuffled and 1 when they are reversed; 16 and 17 are right then" in used
     assert "on 14 (4 answers change)" in used and "tells little" not in used
@@ -214,37 +225,38 @@ def test_reading_says_what_the_numbers_say():
 
 # ---------------------------------------------------------------- where it looks
 
-def coloured(path, corner_until=20):
-    """Red in the upper left corner, until a frame; green in the lower right one throughout."""
+def coloured(run, red_until):
+    """The clip_path of red in the upper left corner, until a frame, and green in the lower right one."""
     frames = np.zeros((20, 96, 128, 3), np.uint8)
-    frames[:corner_until, 8:40, 24:56, 0] = 255
+    frames[:red_until, 8:40, 24:56, 0] = 255
     frames[:, 56:88, 72:104, 1] = 255
-    return write_video(path, frames)
+    path = write_video(run.data.results / "coloured.avi", frames)
+    return f"/{os.path.relpath(path, run.data.root)}"
 
 
 def by_colour(kind):
-    """Red speaks for the first class, green for the second."""
+    """Red speaks for the first class, green for the second and against the first."""
     if kind == "2d":
         conv = nn.Conv2d(3, 3, 8, stride=8, bias=False)
         stages = [("conv", PerFrame(conv)), ("pool", PerFrame(nn.AdaptiveAvgPool2d(1), nn.Flatten()))]
     else:
         conv = nn.Conv3d(3, 3, (5, 8, 8), stride=(5, 8, 8), bias=False)
-        stages = [("conv", nn.Sequential(conv)), ("pool", nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()))]
+        average = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        stages = [("conv", nn.Sequential(conv)), ("pool", average)]
     nn.init.zeros_(conv.weight)
     for channel in range(3):
         nn.init.ones_(conv.weight[channel, channel])
     pool = (lambda x: x.mean(dim=1)) if kind == "2d" else (lambda x: x)
-    return hand_made(stages, pool, [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    return hand_made(stages, pool, [[4.0, -0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 def test_grad_cam_lights_what_the_model_looks_at(experiment, kind):
     run = experiment(by_colour(kind), kind, num_frames=20)
-    coloured(run.data.results / "clip.avi", corner_until=14)
-    run = dataclasses.replace(run, data=dataclasses.replace(run.data, root=run.data.results))
-    cam = grad_cam(run, "/clip.avi", frames=10)
-    assert cam.maps.shape == (10, 96, 96) and cam.frames.shape == (10, 96, 96, 3) and cam.predicted == "PullUps"
-    assert cam.maps.min() >= 0 and cam.maps.max() == pytest.approx(1, abs=1e-5) and 0.5 < cam.probability <= 1
+    cam = grad_cam(run, coloured(run, red_until=14), frames=10)
+    assert cam.maps.shape == (10, 96, 96) and cam.frames.shape == (10, 96, 96, 3)
+    assert cam.predicted == "PullUps" and 0.5 < cam.probability <= 1
+    assert cam.maps.min() >= 0 and cam.maps.max() == pytest.approx(1, abs=1e-5)
     early = cam.maps[cam.times < 0.35]
     assert early[:, :48, :48].sum() > 0.95 * early.sum() > 0
     assert cam.maps[cam.times > 0.75].max() < 0.05  # the red is gone, the green doesn't count
@@ -252,11 +264,11 @@ def test_grad_cam_lights_what_the_model_looks_at(experiment, kind):
     np.testing.assert_allclose(cam.times, segment_indices(20, 10) / 25)
 
 
-@pytest.mark.parametrize("kind, backbone", [("2d", "resnet18"), ("2d", "efficientnet_lite0"), ("3d", "resnet3d"),
-                                            ("3d", "efficientnet_lite0_3d")])
+@pytest.mark.parametrize("kind, backbone", [("2d", "resnet18"), ("2d", "efficientnet_lite0"),
+                                            ("3d", "resnet3d"), ("3d", "efficientnet_lite0_3d")])
 def test_grad_cam_of_averaged_features_is_the_class_activation_map(experiment, kind, backbone):
     """Where a linear layer follows an average, Grad-CAM is CAM (Zhou et al. 2016) up to a factor."""
-    model = built(kind, backbone=backbone)
+    model = built(kind, backbone, source="none" if backbone in ("resnet18", "resnet3d") else "packaged")
     run = experiment(model, kind, num_frames=4)
     path = run.data.table("test")["clip_path"].iloc[0]
     cam = grad_cam(run, path, frames=4)
@@ -274,7 +286,8 @@ def test_grad_cam_of_averaged_features_is_the_class_activation_map(experiment, k
 def test_strip_has_a_row_of_frames_and_one_of_responses():
     figure, axes = plt.subplots(2, 3)
     frames = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    plots.cam_strip(frames, np.linspace(0, 1, 192).reshape(3, 8, 8), "Punch with probability 0.81", axes, np.arange(3.0))
+    maps = np.linspace(0, 1, 192).reshape(3, 8, 8)
+    plots.cam_strip(frames, maps, "Punch with probability 0.81", axes, np.arange(3.0))
     assert axes[0, 0].texts[0].get_text() == "Punch with probability 0.81"
     assert [len(ax.images) for ax in axes.flat] == [1, 1, 1, 2, 2, 2]
     overlay = axes[1, 0].images[1]
@@ -286,12 +299,13 @@ def test_strip_has_a_row_of_frames_and_one_of_responses():
 
 @pytest.mark.parametrize("kept", ["none", "activations"])
 def test_embedding_has_every_clip_once_and_is_kept(experiment, monkeypatch, kept):
-    run = experiment(built("2d", backbone="resnet18", trained="head"), num_frames=2, cache=kept, precision="float32")
+    run = experiment(built("2d", "resnet18", trained="head"), num_frames=2, cache=kept, precision="float32")
     table = trunk_embedding(run)
     assert list(table) == ["x", "y", "label", "part", "clip_path"] and len(table) == 36
     assert table["clip_path"].is_unique and np.isfinite(table[["x", "y"]]).all(axis=None)
     for part in ("train", "val", "test"):
-        assert table.loc[table["part"] == part, "clip_path"].tolist() == run.data.table(part)["clip_path"].tolist()
+        its = table.loc[table["part"] == part, "clip_path"]
+        assert its.tolist() == run.data.table(part)["clip_path"].tolist()
     with torch.inference_mode():
         direct = run.model.pool(run.model.stages(run.dataset("val")[0][0][None]))[0]
     features = pooled_features(run, "val")
@@ -299,12 +313,12 @@ def test_embedding_has_every_clip_once_and_is_kept(experiment, monkeypatch, kept
     monkeypatch.setattr(behaviour, "_pooled", None)  # nothing is computed again
     pd.testing.assert_frame_equal(trunk_embedding(run), table)
     ax = plots.embedding(table, "features", plt.figure().gca())
-    assert {"PullUps", "Punch", "PushUps", "train", "val", "test"} <= {t.get_text() for t in ax.get_legend().get_texts()}
+    assert {*CLASSES, "train", "val", "test"} <= {text.get_text() for text in ax.get_legend().get_texts()}
     plt.close()
 
 
 def test_nearest_training_clips_equal_sorting_all_cosines(experiment):
-    run = experiment(built("2d", backbone="resnet18"), num_frames=2)
+    run = experiment(built("2d", "resnet18"), num_frames=2)
     train = run.data.table("train")
     paths = [*run.data.table("test")["clip_path"][:2], train["clip_path"].iloc[3]]
     table = nearest_training_clips(run, paths, count=3)
@@ -314,7 +328,8 @@ def test_nearest_training_clips_equal_sorting_all_cosines(experiment):
     cosines[2, 3] = -1  # not its own neighbour
     for path, row in zip(paths, cosines):
         own, best = table[table["clip_path"] == path], np.argsort(-row)[:3]
-        assert own["neighbour"].tolist() == train["clip_path"].iloc[best].tolist() and own["rank"].tolist() == [1, 2, 3]
+        assert own["neighbour"].tolist() == train["clip_path"].iloc[best].tolist()
+        assert own["rank"].tolist() == [1, 2, 3]
         assert own["label"].tolist() == train["label"].iloc[best].tolist()
         np.testing.assert_allclose(own["similarity"], row[best], atol=1e-5)
     with pytest.raises(ValueError, match="/nowhere.avi"):
@@ -328,9 +343,7 @@ def test_probabilities_follow_the_clip(experiment, kind, sampling):
     """Red and green up to half of it, then green alone."""
     changes = {"sampling": sampling, "frame_rate": 25.0 if sampling == "time" else None}
     run = experiment(by_colour(kind), kind, num_frames=20 if kind == "2d" else 5, **changes)
-    coloured(run.data.results / "clip.avi", corner_until=10)
-    run = dataclasses.replace(run, data=dataclasses.replace(run.data, root=run.data.results))
-    table = probabilities_over_time(run, "/clip.avi", views=4)
+    table = probabilities_over_time(run, coloured(run, red_until=10), views=4)
     assert list(table) == CLASSES and len(table) == 4 and table.index.is_monotonic_increasing
     np.testing.assert_allclose(table.sum(axis=1), 1)
     assert table["PullUps"].iloc[0] > 0.5 > table["PullUps"].iloc[-1] and table["Punch"].iloc[-1] > 0.5
@@ -357,7 +370,8 @@ def test_gallery_shows_what_is_wrong_then_what_is_uncertain(experiment):
     assert page.count("WRONG</figcaption>") == 2 and page.count("correct</figcaption>") == 1
     pictures = re.findall(r'<img alt="([^"]+)"[^>]* src="data:image/(gif|png);base64,([^"]+)">', page)
     assert len(pictures) == page.count("<img") == 6
-    assert all("class probabilities over time: PullUps 0." in words for words, kind, _ in pictures if kind == "png")
+    drawn = [words for words, kind, _ in pictures if kind == "png"]
+    assert all(words.startswith("class probabilities over time: PullUps 0.") for words in drawn)
     moving = Image.open(io.BytesIO(base64.b64decode(pictures[0][2])))
     assert moving.n_frames == behaviour.GALLERY_FRAMES
     assert moving.info["duration"] == pytest.approx(1000 * 20 / 25 / behaviour.GALLERY_FRAMES, abs=6)
@@ -366,8 +380,9 @@ def test_gallery_shows_what_is_wrong_then_what_is_uncertain(experiment):
 
 def test_gallery_shows_all_mistakes_or_the_least_certain(experiment):
     run = experiment(by_place(lambda x: x[:, -1] - x[:, 0]))
-    assert gallery(run, predictions(run, wrong=3), count=1).count("WRONG") == 3 * 2  # caption and its text
-    page = gallery(run, predictions(run, wrong=0), count=2)
-    assert page.count("<figure") == 2 and "WRONG" not in page and "http" not in page
+    assert gallery(run, predictions(run, wrong=2), count=1).count("WRONG") == 2 * 2  # caption and its text
+    page = gallery(run, predictions(run, wrong=0), count=1)
+    assert page.count("<figure") == 1 and "WRONG" not in page
+    assert page.count('src="data:') == page.count("src=")
     with pytest.raises(ValueError, match="no clips"):
         gallery(run, predictions(run, wrong=0).head(0))

@@ -124,8 +124,8 @@ def load_or_check(root: str | Path, clips: pd.DataFrame, path: str | Path) -> pd
     clips, path = clips.reset_index(drop=True), Path(path)
     if path.is_file():
         texts = ("clip_path", "label", "group", "part", "status", "codec", "sha256", "duplicate_of")
-        saved = pd.read_csv(path, keep_default_na=False, na_values={"motion": [""], "kbit_per_second": [""]},
-                            dtype=dict.fromkeys(texts, str))
+        numbers = dict.fromkeys(("motion", "kbit_per_second", "mean_l", "mean_a", "mean_b"), [""])  # empty: not known
+        saved = pd.read_csv(path, keep_default_na=False, na_values=numbers, dtype=dict.fromkeys(texts, str))
         hashes = [file_hash(clip_file(root, clip_path)) for clip_path in clips["clip_path"]]
         if saved.get("clip_path", pd.Series()).tolist() == clips["clip_path"].tolist() \
                 and saved.get("sha256", pd.Series()).tolist() == hashes:
@@ -348,7 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _, root, results = locate(options.dataset)
         clips = scan_clips(root)
-        part = _part_of_clip(root / "splits")
+        part = _part_of_clip(root / "splits") or _part_of_clip(results / "splits")
         csv = options.csv or results / "dataset" / "check.csv"
         report = check_clips(root, clips.drop(columns="clip_name").assign(part=clips["clip_path"].map(part).fillna("")))
         write_csv(csv, report)

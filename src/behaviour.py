@@ -297,7 +297,6 @@ def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
     store = ArrayStore(experiment.cache)
     return store.get(store.path("pooled", (_checkpoint(experiment), part)), lambda: _pooled(experiment, part))
 
-
 @torch.inference_mode()
 def _pooled(experiment: Experiment, part: str) -> np.ndarray:
     model = experiment.model.eval()

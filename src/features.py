@@ -48,7 +48,11 @@ class Activations(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        views = np.load(self.files[index], mmap_mode="r")
+        try:
+            views = np.load(self.files[index], mmap_mode="r")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.files[index]}: removed meanwhile, by hand or by another process that needed the "
+                                    "space: run again, with a higher CACHE_GB") from error
         if self.draw:
             views = views[int(torch.randint(len(views), (1,)))]
         return torch.from_numpy(views.astype(np.float32)), self.labels[index]
@@ -79,6 +83,7 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
     store, folder = ArrayStore(cache), activations_folder(model)
     frozen = frozen_trunk(model, dataset, device, precision, cache)
     kept = [store.path(folder, key) for key in _keys(dataset, views, seed, frozen.precision)]
+    store.in_use = set(kept)
     missing = [i for i, path in enumerate(kept) if store.read(path) is None]
     if missing:
         clips = Subset(ClipViews(dataset, views, seed, pixels=True), missing)
@@ -86,7 +91,7 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
         progress = tqdm(zip(missing, loader), title, len(missing), unit="clip", file=sys.stdout, ncols=90)
         for index, pixels in progress:
             store.write(kept[index], _checked(frozen(pixels)))
-        left, size = store.trim(keep=kept), sum(path.stat().st_size for path in kept)
+        left, size = store.trim(), sum(path.stat().st_size for path in kept)
         print(f"{title}: {len(kept)} clips in {frozen.precision}, {size / 1e6:.0f} MB kept; {shown(store.folder)} holds "
               f"{left / 1e6:.0f} MB of at most {store.budget / 1e9:g} GB")
     return Activations(kept, [dataset.label(i) for i in range(len(dataset))], draw)

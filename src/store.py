@@ -29,10 +29,14 @@ class ArrayStore:
     Args:
         folder: made where it is missing.
         budget_gb: of everything below the folder, in GB (10^9 bytes).
+
+    Attributes:
+        in_use: files that are never removed: those that are about to be read.
     """
 
     def __init__(self, folder: str | Path = CACHE, budget_gb: float = CACHE_GB):
         self.folder, self.budget, self.written = Path(folder), budget_gb * 1e9, 0
+        self.in_use: set[Path] = set()
 
     def path(self, kind: str, key: object, suffix: str = ".npy") -> Path:
         """Where the array of a key is kept, or would be; `key` is told apart by its `repr`."""
@@ -71,16 +75,13 @@ class ArrayStore:
         for path in paths:
             os.utime(path)
 
-    def trim(self, keep: Iterable[Path] = ()) -> int:
-        """Removes what was used longest ago until the rest is within the budget.
-
-        Args:
-            keep: files that stay whatever their age: those that the caller is about to read.
+    def trim(self) -> int:
+        """Removes what was used longest ago, and is not in use, until the rest is within the budget.
 
         Returns:
             Bytes that are left.
         """
-        keep, files = set(keep), []
+        files = []
         for path in self.folder.rglob("*.np[yz]"):
             try:
                 stat = path.stat()
@@ -94,7 +95,7 @@ class ArrayStore:
         for _, size, path in sorted(files):
             if left <= self.budget:
                 break
-            if path not in keep:
+            if path not in self.in_use:
                 path.unlink(missing_ok=True)
                 left -= size
         if left > self.budget:

@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn import metrics
 
 import evaluation
 from config import ClassicalFiles, ResultFiles
 from metrics import classification_metrics, confusion
+from models import FrameModel
 from utils import write_csv, write_json
 
 
@@ -37,6 +41,29 @@ def test_uncertain_prefers_confident_mistakes():
     chosen = evaluation.uncertain(right, 4)
     assert chosen.probability.is_monotonic_increasing
     assert chosen.probability.iloc[0] == right.filter(regex="^p_").max(axis=1).min()
+
+
+def test_operations_of_a_known_network():
+    """ResNet-18 at 224 has 1.81 G multiply-adds a frame, published; each counts as two here."""
+    frames = torch.zeros(2, 3, 224, 224)
+    experiment = SimpleNamespace(model=FrameModel(1000, "resnet18", weights=None), device="cpu", stats={"gflop": None},
+                                 dataset=lambda part: [(frames, 0)], files=SimpleNamespace(stats=None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "update_json", lambda path, gflop: None)
+        assert evaluation.count_flops(experiment) == pytest.approx(2 * 2 * 1.814, rel=0.01)
+
+
+def test_calibration_before_and_after():
+    sure = table(3, 400)
+    columns = [c for c in sure if c.startswith("p_")]
+    p = sure[columns].to_numpy() ** 6
+    sure[columns] = p / p.sum(axis=1, keepdims=True)  # far too certain: half of the answers are wrong
+    sure["label"] = sure["label"].where(np.arange(400) % 4 > 0, sure["predicted"])
+    tables = evaluation.calibrated({"a": {"predictions": sure, "validation": sure}, "b": {"predictions": sure}})
+    assert list(tables) == ["a"] and (tables["a"]["after"]["predicted"] == sure["predicted"]).all()
+    scores = evaluation.calibration_table(tables).loc["a"]
+    for name in ("calibration error", "log loss", "Brier score"):
+        assert scores[f"after {name}"] < scores[f"{name} before"]
 
 
 def write_results(root, kind, predictions):

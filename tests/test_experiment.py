@@ -17,7 +17,7 @@ from features import trunk_activations
 from models import build_model
 from utils import read_json
 
-TINY = dict(num_frames=4, train_views=2, epochs=3, test_clips=2, batch_size=6)
+TINY = dict(precision="float32", num_frames=4, train_views=2, epochs=3, test_clips=2, batch_size=6)
 
 
 @pytest.fixture

@@ -55,9 +55,10 @@ def test_budget_takes_what_was_used_longest_ago(tmp_path, capsys):
         os.utime(path, (time.time() - age,) * 2)
     store.read(paths[0])  # used now
     assert store.trim() == 3000 and [p.exists() for p in paths] == [True, False, False, True, True]
-    assert store.trim(keep=paths) == 3000 and capsys.readouterr().out == ""
+    assert store.trim() == 3000 and capsys.readouterr().out == ""
     tight = ArrayStore(tmp_path, budget_gb=1500e-9)
-    assert tight.trim(keep=paths[3:]) == 2000 and "set CACHE_GB higher" in capsys.readouterr().out
+    tight.in_use = set(paths[3:])
+    assert tight.trim() == 2000 and "set CACHE_GB higher" in capsys.readouterr().out
 
 
 def test_temporary_files_of_killed_processes_go(tmp_path):

@@ -54,14 +54,16 @@ def test_operations_of_a_known_network():
 
 
 def test_calibration_before_and_after():
-    sure = table(3, 400)
+    sure = table(3, 2000)
     columns = [c for c in sure if c.startswith("p_")]
-    p = sure[columns].to_numpy() ** 4
-    sure[columns] = p / p.sum(axis=1, keepdims=True)  # far too certain: a fifth of the answers are wrong
-    sure["label"] = sure["label"].where(np.arange(400) % 3 == 0, sure["predicted"])
+    true = sure[columns].to_numpy()
+    drawn = (true.cumsum(axis=1) > np.random.default_rng(0).random((len(sure), 1))).argmax(axis=1)
+    sure["label"] = np.array(["A", "B", "C"])[drawn]  # as the probabilities say
+    sure[columns] = true**3 / (true**3).sum(axis=1, keepdims=True)  # told three times too certain
     tables = evaluation.calibrated({"a": {"predictions": sure, "validation": sure}, "b": {"predictions": sure}})
     assert list(tables) == ["a"] and (tables["a"]["after"]["predicted"] == sure["predicted"]).all()
     scores = evaluation.calibration_table(tables).loc["a"]
+    assert tables["a"]["temperature"].value == pytest.approx(3, rel=0.1)
     for name in ("calibration error", "log loss", "Brier score"):
         assert scores[f"after {name}"] < scores[f"{name} before"]
 

@@ -44,7 +44,6 @@ SHORTCUTS = {
     "amount of motion": ["motion"],
 }
 LAB_SPLITS = {"random": "random splits", "group": "splits by whole groups"}
-LAB_FRAMES = 8  # frames a clip whose frozen features are averaged in the leakage lab
 
 
 # ---------------------------------------------------------------- every clip, decoded once
@@ -241,16 +240,18 @@ def shortcut_reading(scores: pd.DataFrame) -> str:
 
 def frozen_features(data: VideoData, weights: str = "auto", device: str = "cpu",
                     cache: Path = CACHE) -> tuple[str, pd.DataFrame, np.ndarray]:
-    """Pretrained frame features of every clip, averaged over `LAB_FRAMES` evenly spread frames; nothing is trained.
+    """Pretrained frame features of every clip's centre view, averaged over its frames; nothing is trained.
+
+    They are those that the 2D-CNN's notebook needs too, and are kept for it.
 
     Returns:
         The network's name; the clips (clip_path, label, group, part); (N, F) float32 features.
     """
-    recipe = get_recipe("recommended", "2d", trained="head", num_frames=LAB_FRAMES)
+    recipe = get_recipe("recommended", "2d", trained="head")
     model = build_model(recipe, len(data.classes), choose_source("2d", weights)).to(device)
     rows, features = [], []
     for part, csv in data.splits.items():
-        dataset = VideoDataset2D(csv, data.root, data.class_map, LAB_FRAMES, eval_transform(model.preprocessing),
+        dataset = VideoDataset2D(csv, data.root, data.class_map, recipe.num_frames, eval_transform(model.preprocessing),
                                  sampling=recipe.sampling)
         kept = trunk_activations(model, dataset, 1, torch.device(device), cache=cache, title=f"{part} features")
         features += [kept[i][0].mean(dim=(0, 1)).numpy() for i in range(len(kept))]  # (1, T, F) -> (F)

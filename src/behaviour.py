@@ -189,6 +189,25 @@ def _disc(diameter: int) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter | 1, diameter | 1))
 
 
+def motion_comparison(root: Path) -> pd.DataFrame:
+    """Accuracy of each CNN under each variant of `motion_probe`, and of rules that see no action at all.
+
+    Args:
+        root: the data set's results root, with what `motion_probe` and `01_dataset` left there.
+
+    Returns:
+        One row a variant or rule, one column a model; – where a rule is no model's.
+    """
+    kept = {path.stem: read_json(path)["motion"] for path in sorted((root / "behaviour").glob("*.json"))}
+    columns = {name.upper(): {row["variant"]: f"{row['accuracy']:.3f}" for row in rows}
+               for name, rows in kept.items()}
+    rules = root / "dataset" / "shortcuts.csv"
+    if rules.is_file():
+        scores = pd.read_csv(rules).set_index("rule")["accuracy"].map("{:.3f}".format)
+        columns["rule without a model"] = scores[["duration", "most frequent class"]].to_dict()
+    return pd.DataFrame(columns).fillna("–").rename_axis("what is seen")
+
+
 def motion_reading(table: pd.DataFrame, title: str) -> str:
     """What `motion_probe` says of a model: a sentence on the order of frames, one on what else was taken out.
 

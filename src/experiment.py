@@ -246,7 +246,7 @@ class Experiment:
 
 def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommended", weights: str = "auto",
                   seed: int = 42, backbone: str | None = None, device: str | None = None,
-                  cache: Path = CACHE) -> Experiment:
+                  cache: Path = CACHE, deterministic: bool = True) -> Experiment:
     """Reloads the model when the saved one is what is asked for; otherwise says what differs, and trains.
 
     A reload opens no clip and changes no file. A training that was interrupted goes on after its last whole epoch,
@@ -262,6 +262,8 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
         backbone: another network than the weights' own.
         device: None takes CUDA where there is one.
         cache: where activations are kept.
+        deterministic: the same seed gives the same training to the last bit. Where it is off, cuDNN tries its kernels
+            and takes the fastest, which may differ from run to run; on a CPU it changes nothing.
 
     Raises:
         WeightsError: the pretrained weights can't be had.
@@ -280,7 +282,7 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
     if not reasons:
         return _reload(data, as_saved, saved, files, device, cache)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
-    return _train(data, recipe, {**asked, "weights": choose_source(kind, weights)}, device, cache)
+    return _train(data, recipe, {**asked, "weights": choose_source(kind, weights)}, device, cache, deterministic)
 
 
 def differences(asked: dict, saved: dict) -> list[str]:
@@ -311,8 +313,8 @@ def _reload(data, recipe, saved, files, device, cache) -> Experiment:
     return experiment
 
 
-def _train(data, recipe, asked, device, cache) -> Experiment:
-    seed_everything(asked["seed"])
+def _train(data, recipe, asked, device, cache, deterministic) -> Experiment:
+    seed_everything(asked["seed"], deterministic)
     model = build_model(recipe, len(data.classes), asked["weights"], asked["backbone"]).to(device)
     recipe = recipe.resolved(model.backbone)
     asked = {**asked, "recipe": recipe.to_dict(), "backbone": model.backbone}
@@ -324,7 +326,7 @@ def _train(data, recipe, asked, device, cache) -> Experiment:
     loaders = experiment.loader("train", train=True), experiment.loader("val")
     feature_time = time.perf_counter() - started
     training = Training(experiment.trained_part(), recipe, len(loaders[0]), asked, files.last)
-    seed_everything(asked["seed"])  # the same training whether activations were computed or found
+    seed_everything(asked["seed"], deterministic)  # the same training whether activations were computed or found
     training.run(*loaders, device, feature_time)
     _save(experiment, training, asked)
     model.eval()
@@ -419,7 +421,8 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if recipe.optimizer not in kinds:
         raise ValueError(f"unknown optimizer {recipe.optimizer!r}: {', '.join(kinds)}")
-    return kinds[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    fused = parameters[0].is_cuda or None  # one kernel for all parameters, on CUDA
+    return kinds[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
 def make_scheduler(recipe: Recipe, optimizer, steps: int) -> tuple[torch.optim.lr_scheduler.LRScheduler, bool]:

@@ -386,3 +386,15 @@ def test_gallery_shows_all_mistakes_or_the_least_certain(experiment):
     assert page.count('src="data:') == page.count("src=")
     with pytest.raises(ValueError, match="no clips"):
         gallery(run, predictions(run, wrong=0).head(0))
+
+
+def test_comparison_of_kept_probes_with_rules(tmp_path):
+    for name, accuracy in (("2d-cnn", 0.9), ("3d-cnn", 0.8)):
+        rows = [{"variant": variant, "accuracy": accuracy - 0.1 * i} for i, variant in enumerate(behaviour.VARIANTS)]
+        write_json(tmp_path / "behaviour" / f"{name}.json", {"of": "x", "motion": rows})
+    table = behaviour.motion_comparison(tmp_path)
+    assert list(table) == ["2D-CNN", "3D-CNN"] and table.loc["one frozen frame", "3D-CNN"] == "0.700"
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "shortcuts.csv").write_text("rule,accuracy\nduration,0.5\nmost frequent class,0.4\n")
+    table = behaviour.motion_comparison(tmp_path)
+    assert table.loc["duration", "rule without a model"] == "0.500" and table.loc["duration", "2D-CNN"] == "–"

@@ -97,12 +97,12 @@ def measure_ours(kind: str, clips: str) -> dict:
             run = load_or_train(kind, data, recipe, "none", cache=Path(folder) / "cache")
         with Stopwatch(seconds, "evaluate"):
             evaluate(run)
+        features = run.stats["feature_time"]
         with Stopwatch(seconds, "reload"):
             load_or_train(kind, data, recipe, "none", cache=Path(folder) / "cache")
         with Stopwatch(seconds, "second_training"):
             load_or_train(kind, data, get_recipe("recommended", kind, patience=100, lr=1e-3), "none",
                           cache=Path(folder) / "cache")
-        features = run.stats["feature_time"]
     return {"whole_s": seconds["train"] + seconds["evaluate"], "features_s": features,
             **{f"{name}_s": value for name, value in seconds.items()}, "epochs": run.recipe.epochs, "trained": run.recipe.trained}
 

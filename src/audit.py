@@ -310,6 +310,8 @@ def leakage_reading(lab: pd.DataFrame, near: float, chance: float) -> str:
         lab: from `leakage_lab`.
         near, chance: from `same_group_neighbours`.
     """
+    if chance == 0:
+        return "Every clip is its own group, or names none: what leakage is worth can't be measured on these clips."
     said = [f"For {near:.0%} of the clips the nearest other clip, by these frozen features, is of their own group (by chance "
             f"{chance:.1%}): under a random split a classifier can look the answer up."]
     for title, rows in lab.groupby("representation", sort=False):

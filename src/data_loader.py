@@ -307,12 +307,11 @@ def eval_transform(prep: Preprocessing) -> ClipTransform:
 
 
 def train_transform(prep: Preprocessing) -> ClipTransform:
-    """Random resized crop, flip, colour and a slight rotation, each drawn once a clip."""
+    """Random resized crop, flip and colour, each drawn once a clip."""
     steps = [
         v2.RandomResizedCrop(prep.crop, scale=(0.5, 1.0), **_resize_settings(prep)),
         v2.RandomHorizontalFlip(),
         v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-        v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR),
     ]
     return ClipTransform(steps, prep.mean, prep.std)
 

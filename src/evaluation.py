@@ -42,27 +42,36 @@ COSTS = {"params": "parameters", "trained_params": "trained parameters", "train_
 def evaluate(experiment: Experiment) -> pd.DataFrame:
     """The test part's predictions, from disk where they are this very checkpoint's, else computed and written.
 
-    Writes predictions/<model>.csv and the validation part's beside it (calibration is fitted there), preds and labels as
-    .npy, and the metrics into the statistics, among them the accuracy of single clips: what a video would be judged by
-    if it were seen in one view only, averaged over the views.
+    Writes predictions/<model>.csv, preds and labels as .npy, and the metrics into the statistics, among them the accuracy
+    of single clips: what a video would be judged by if it were seen in one view only, averaged over the views.
 
     Returns:
         One row a test clip, as `experiment.predict`.
     """
     files, stats = experiment.files, experiment.stats
     checkpoint = read_json(files.sidecar)["sha256"]
-    if stats.get("predictions_of") == checkpoint and files.predictions.is_file() and files.validation.is_file():
+    if stats.get("predictions_of") == checkpoint and files.predictions.is_file():
         return read_predictions(files.predictions)
     views = view_probabilities(experiment.trained_part(), experiment.test_loader(), experiment.device)  # (N, V, K)
     predictions = prediction_table(experiment, "test", views.mean(dim=1))
     truth = predictions["label"].map(experiment.data.class_map).to_numpy()
-    write_csv(files.validation, predict(experiment, "val"))
     write_csv(files.predictions, predictions)
     for name, column in (("preds", "predicted"), ("labels", "label")):
         save_array(files.array(name), predictions[column].map(experiment.data.class_map).to_numpy())
     update_json(files.stats, **classification_metrics(predictions), test_clips=len(predictions),
                 views_per_video=experiment.recipe.test_clips, predictions_of=checkpoint,
                 single_clip_accuracy=float((views.argmax(dim=2).numpy() == truth[:, None]).mean()))
+    return predictions
+
+
+def predict_validation(experiment: Experiment) -> pd.DataFrame:
+    """The validation part's predictions, as `evaluate` gives the test part's; calibration is fitted to them."""
+    files, checkpoint = experiment.files, read_json(experiment.files.sidecar)["sha256"]
+    if experiment.stats.get("validation_of") == checkpoint and files.validation.is_file():
+        return read_predictions(files.validation)
+    predictions = predict(experiment, "val")
+    write_csv(files.validation, predictions)
+    update_json(files.stats, validation_of=checkpoint)
     return predictions
 
 
@@ -163,7 +172,7 @@ def load_results(root: Path = RESULTS) -> dict[str, dict]:
             raise FileNotFoundError(f"{files.stats}: no evaluated {kind.upper()}-CNN there; run {notebook} first")
         title = f"{kind.upper()}-CNN"
         results[title] = {**stats, "network": TITLES[stats["backbone"]], "predictions": read_predictions(files.predictions)}
-        if files.validation.is_file():
+        if files.validation.is_file() and stats.get("validation_of") == stats["predictions_of"]:
             results[title]["validation"] = read_predictions(files.validation)
     for path in sorted(ClassicalFiles(root, "").stats.parent.glob("stats_*.json")):
         files = ClassicalFiles(root, path.stem.removeprefix("stats_"))

@@ -234,8 +234,10 @@ def _computes_bfloat16(device: str | torch.device) -> bool:
 def _try_bfloat16(frozen: FrozenTrunk, clips: ClipViews) -> dict:
     views = [clips[i][0][:1] for i in range(min(2, len(clips)))]  # (1, T, C, H, W) each
     seconds, outputs = {}, {}
-    for precision in ("float32", "bfloat16") * 2:  # interleaved; the first round warms up
-        frozen.precision, started = precision, time.perf_counter()
+    for precision in ("float32", "bfloat16"):
+        frozen.precision = precision
+        frozen(views[0])  # warms up
+        started = time.perf_counter()
         outputs[precision] = np.stack([frozen(view) for view in views]).astype(np.float64)
         seconds[precision] = time.perf_counter() - started
     exact, half = outputs["float32"], outputs["bfloat16"]

@@ -178,3 +178,4 @@ def test_lab_shows_what_leakage_is_worth():
     near, chance = same_group_neighbours(clips, scenes)
     assert near == 1.0 and chance == pytest.approx(3 / (len(clips) - 1))
     assert same_group_neighbours(clips, rng.normal(size=scenes.shape))[0] < 0.15
+    assert "can't be measured" in audit.leakage_reading(lab, 0.0, 0.0)

@@ -82,7 +82,7 @@ def _probe(experiment: Experiment) -> pd.DataFrame:
     loader = make_loader(Pictures(dataset), batch_size=1, collate=_only_one)
     progress = tqdm(loader, f"{experiment.files.model_name} motion", unit="clip", file=sys.stdout, ncols=90)
     probabilities, painted = [], []
-    for clip_path, (pictures, share) in zip(dataset.data["clip_path"], progress):
+    for (pictures, share), clip_path in zip(progress, dataset.data["clip_path"]):
         orders = variant_orders(len(pictures) - 1, clip_path)
         logits = _variant_logits(experiment, deployed, dataset, pictures, orders)  # (variants, K)
         probabilities.append(logits.double().softmax(dim=1).cpu().numpy())

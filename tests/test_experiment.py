@@ -73,7 +73,7 @@ def test_results_contract_and_reload_without_a_clip(data, cache, monkeypatch):
     assert evaluation.measure_latency(again) == latency
 
 
-@pytest.mark.parametrize("kept", ["activations", "frames", "none"])
+@pytest.mark.parametrize("kept", ["activations", "frames"])
 def test_interrupted_training_ends_the_same(data, tmp_path, cache, monkeypatch, kept):
     changes = {} if kept == "activations" else dict(cache=kept, epochs=2, batch_size=12)
     whole = train(dataclasses.replace(data, results=tmp_path / "whole"), cache, **changes)

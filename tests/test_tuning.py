@@ -118,7 +118,7 @@ def test_default_and_seed_come_first_and_are_compared(data, fake, capfd):
         assert trial.params == {field: getattr(recipe, field) for field in tuning.TUNED if field != "trained"}
     table = compare(study)
     assert list(table.index) == ["default", "seed", "chosen"]
-    assert table.loc["chosen", "trial"] == study.best_trial.number and table["loss"].idxmin() == "chosen"
+    assert table.loc["chosen", "trial"] == study.best_trial.number and table["loss"].min() == table.loc["chosen", "loss"]
     assert set(table["trained"]) == {"head"}
     assert table.loc["seed", ["label_smoothing", "lr", "schedule"]].tolist() == [0.9, 1e-4, "step"]
     for trial in study.get_trials(states=(TrialState.COMPLETE,)):

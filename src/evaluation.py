@@ -178,7 +178,7 @@ def load_results(root: Path = RESULTS) -> dict[str, dict]:
         files = ClassicalFiles(root, path.stem.removeprefix("stats_"))
         stats = read_json(path)
         if files.predictions.is_file() and "accuracy" in stats:
-            results[stats["title"]] = {**stats, "network": "classical descriptors",
+            results[stats["title"]] = {**stats, "train_time": stats.get("fit_time"), "network": "classical descriptors",
                                        "predictions": read_predictions(files.predictions)}
     check_same_clips(results)
     return results

@@ -80,8 +80,9 @@ def segment_indices(total: int, n: int, position: float | np.ndarray = 0.5) -> n
         (n,) int64, ascending, each within [0, total).
     """
     _check_counts(total, n)
-    offsets = np.floor((np.arange(n) + np.asarray(position, dtype=float)) * total / n)
-    return np.minimum(offsets, total - 1).astype(np.int64)
+    first = np.arange(n)
+    offsets = np.floor((first + np.asarray(position, dtype=float)) * total / n)
+    return np.minimum(offsets, np.ceil((first + 1) * total / n) - 1).astype(np.int64)  # its segment's last at most
 
 
 def time_indices(total: int, fps: float, n: int, rate: float, position: float = 0.5) -> np.ndarray:

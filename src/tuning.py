@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import datetime
 import hashlib
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,11 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 from tqdm import tqdm
@@ -334,14 +336,18 @@ def _open_storage(url: str | None, default: Path) -> optuna.storages.RDBStorage:
         default.parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{default}"
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    try:
-        with _quiet():
-            return optuna.storages.RDBStorage(url, waits, heartbeat_interval=HEARTBEAT,
-                                              grace_period=3 * HEARTBEAT)
-    except (SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"storage {url.rsplit('@')[-1]} can't be opened ({reason}): name a database URL "
-                         "whose driver is installed, or move a broken file away") from error
+    for seconds in (0.5, 1, 2, 4, None):
+        try:
+            with _quiet():
+                return optuna.storages.RDBStorage(url, waits, heartbeat_interval=HEARTBEAT,
+                                                  grace_period=3 * HEARTBEAT)
+        except (SQLAlchemyError, ImportError) as error:
+            if seconds and ("already exists" in str(error) or "UNIQUE" in str(error)):
+                time.sleep(seconds)  # another process makes the same tables just now
+                continue
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"storage {url.rsplit('@')[-1]} can't be opened ({reason}): name a database URL "
+                             "whose driver is installed, or move a broken file away") from error
 
 
 def _study(storage: optuna.storages.RDBStorage, settings: dict) -> optuna.Study:
@@ -408,12 +414,26 @@ def fill(study: optuna.Study, objective: Callable[[Trial], float], trials: int, 
             if finished + _count(study, (TrialState.RUNNING,)) >= trials:  # others are at the last ones
                 time.sleep(0.2)
                 optuna.storages.fail_stale_trials(study)
+                _fail_silent(study)
                 continue
             _enqueue(study, anchors)
             drawn = np.random.SeedSequence([seed, len(study.get_trials(deepcopy=False))]).generate_state(1)
             study.sampler = optuna.samplers.TPESampler(seed=int(drawn[0]))
-            study.optimize(within_target, n_trials=1, catch=(_Superfluous,))
+            with suppress(UpdateFinishedTrialError):  # stalled for so long that others took it for dead
+                study.optimize(within_target, n_trials=1, catch=(_Superfluous,))
         _show(progress, study, finished)
+
+
+def _fail_silent(study: optuna.Study) -> None:
+    """Fails running trials whose process died before its first sign of life: Optuna's own cleaning passes over them."""
+    storage = study._storage
+    with getattr(storage, "_backend", storage).engine.connect() as connection:
+        alive = set(connection.execute(text("select trial_id from trial_heartbeats")).scalars())
+    dead = datetime.datetime.now() - datetime.timedelta(seconds=3 * HEARTBEAT)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial._trial_id not in alive and trial.datetime_start < dead:
+            with suppress(UpdateFinishedTrialError):  # another process was faster
+                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def _show(progress: tqdm, study: optuna.Study, finished: int) -> None:

@@ -202,7 +202,8 @@ def test_killed_and_shared_studies_lose_no_trial_and_run_none_too_many(data, fak
     monkeypatch.setattr(Objective, "__call__", lambda *both: here.append(both[1].number) or real(*both))
     study = study_of(data, 9)
     out, err = other.communicate(timeout=60)
-    assert other.returncode == 0 and err == b"" and b"2d search" in out
+    assert other.returncode == 0, err.decode()
+    assert err == b"" and b"2d search" in out
     assert len(finished(study)) == 9 and before.items() <= finished(study).items() and 1 <= len(here) < 9
     assert {t.state for t in study.trials} <= {*tuning.FINISHED, TrialState.FAIL}
     settings = [t.user_attrs.get("setting", "") for t in study.trials if t.state in tuning.FINISHED]
@@ -414,3 +415,13 @@ def test_command_line(data, fake, tiny_dataset, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit, match=f"error: .*{value}"):
             tuning.main(["--kind", "2d", "--trials", "9"])
+
+
+def test_a_trial_whose_process_died_before_any_sign_of_life_is_made_up_for(data, fake, monkeypatch):
+    monkeypatch.setattr(tuning, "HEARTBEAT", 0.1)
+    study = study_of(data, 3)
+    silent = study._storage.create_new_trial(study._study_id)
+    time.sleep(0.4)
+    tuning._fail_silent(study)
+    assert study._storage.get_trial(silent).state == TrialState.FAIL
+    assert len(finished(study_of(data, 4))) == 4

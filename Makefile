@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: make run, make test.
 # Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|packaged|none  RECIPE=recommended|seed
 #            SPLIT=official1|official2|official3|group|random  CLASSES="A B"  SEED=42
+#            TRIALS=20  STORAGE=URL  CACHE_GB=20
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +19,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@sed -n '2,3s/^# */  /p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '2,4s/^# */  /p' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## Create the virtual environment in .venv and install requirements.txt
 

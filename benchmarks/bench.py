@@ -40,7 +40,7 @@ from data_loader import (
     train_transform,
 )
 from evaluation import evaluate
-from experiment import Experiment, Training, load_or_train, open_data
+from experiment import Training, load_or_train, open_data, untrained
 from features import Activations, Deployed, FrozenTrunk, frozen_trunk
 from models import build_model, preprocessing_of
 from store import ArrayStore
@@ -263,7 +263,7 @@ def measure_tried(kind: str, clips: str) -> dict:
     model = build_model(recipe, len(data.classes), "none").eval()
     dataset = view_dataset(data, kind, "test")
     clip = dataset[0][0][None]
-    frozen, result = FrozenTrunk(model.trunk, dataset, "cpu"), {}
+    frozen, result = FrozenTrunk(model, dataset, "cpu"), {}
     plain = torch.inference_mode()(lambda: model.trunk(clip))
     result["float32_s"] = 1 / rate(lambda _: plain(), range(4))
     result["float32_folded_s"] = 1 / rate(lambda _: frozen.run(clip), range(4))
@@ -320,8 +320,7 @@ def clip_lists(data, part: str) -> tuple[list[str], list[int]]:
 
 def view_dataset(data, kind: str, part: str, train: bool = False) -> VideoDataset2D:
     """A part as our recipe samples and transforms it for ResNet-18 or R3D-18."""
-    model = build_model(get_recipe("recommended", kind, trained="head"), 2, "none")
-    return Experiment(data, get_recipe("recommended", kind), model, None, torch.device("cpu"), 0, None).dataset(part, train)
+    return untrained(data, get_recipe("recommended", kind), "none", seed=0, device="cpu").dataset(part, train)
 
 
 def deployed(kind: str, data, dataset, folder: Path) -> Deployed:

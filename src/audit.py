@@ -16,7 +16,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
@@ -26,11 +25,10 @@ from sklearn.tree import DecisionTreeClassifier
 from tqdm import tqdm
 
 from config import CACHE, get_recipe, shown
-from data_loader import VideoDataset2D, VideoError, clip_file, eval_transform, open_video
-from experiment import VideoData, locate
-from features import trunk_activations
-from metrics import accuracy_interval
-from models import TITLES, build_model, choose_source
+from data_loader import VideoError, clip_file, open_video
+from experiment import VideoData, locate, untrained
+from metrics import interval_table
+from models import choose_source
 from splits import KINDS, check_leakage, make_split, read_split, scan_clips, split_parts, split_paths
 from store import file_hash
 from utils import write_csv
@@ -219,8 +217,7 @@ def shortcut_scores(report: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def shortcut_table(rules: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Test accuracy of each rule of `shortcut_scores` with its 95 % Wilson interval: accuracy, low, high."""
-    rows = {title: accuracy_interval(predictions) for title, predictions in rules.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"]).rename_axis("rule")
+    return interval_table(rules).rename_axis("rule")
 
 
 def shortcut_reading(scores: pd.DataFrame) -> str:
@@ -248,15 +245,12 @@ def frozen_features(data: VideoData, weights: str = "auto", device: str = "cpu",
         The network's name; the clips (clip_path, label, group, part); (N, F) float32 features.
     """
     recipe = get_recipe("recommended", "2d", trained="head")
-    model = build_model(recipe, len(data.classes), choose_source("2d", weights)).to(device)
+    experiment = untrained(data, recipe, choose_source("2d", weights), seed=0, device=device, cache=cache)
     rows, features = [], []
-    for part, csv in data.splits.items():
-        dataset = VideoDataset2D(csv, data.root, data.class_map, recipe.num_frames, eval_transform(model.preprocessing),
-                                 sampling=recipe.sampling)
-        kept = trunk_activations(model, dataset, 1, torch.device(device), cache=cache, title=f"{part} features")
-        features += [kept[i][0].mean(dim=(0, 1)).numpy() for i in range(len(kept))]  # (1, T, F) -> (F)
+    for part in data.splits:
+        features += [clip.mean(dim=(0, 1)).numpy() for clip, _ in experiment.activations(part, views=1)]  # (1, T, F) -> (F)
         rows.append(data.table(part).assign(part=part))
-    return TITLES[model.backbone], pd.concat(rows, ignore_index=True), np.stack(features)
+    return experiment.title, pd.concat(rows, ignore_index=True), np.stack(features)
 
 
 def leakage_lab(clips: pd.DataFrame, representations: dict[str, np.ndarray], repeats: int = 10) -> pd.DataFrame:
@@ -277,12 +271,11 @@ def leakage_lab(clips: pd.DataFrame, representations: dict[str, np.ndarray], rep
     index = pd.Series(clips.index, clips["clip_path"])
     for kind in ("random", "group"):
         try:
-            make_split(clips, kind, 0)
+            splits = [split_parts(make_split(clips, kind, seed)) for seed in range(repeats)]
         except ValueError as error:
             print(f"no {kind} splits in the lab: {error}")
             continue
-        for seed in range(repeats):
-            parts = split_parts(make_split(clips, kind, seed))
+        for seed, parts in enumerate(splits):
             train, test = (index[parts[part]["clip_path"]].to_numpy() for part in ("train", "test"))
             shared = len(check_leakage(parts))
             for title, x in representations.items():

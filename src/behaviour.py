@@ -6,7 +6,7 @@ Everything here runs a trained model on a data set's own clips, one centre view 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import plots
 from data_loader import (
-    VideoDataset2D, VideoInfo, apply_transform, clip_file, make_loader, open_video, read_frames,
+    VideoDataset2D, VideoInfo, apply_transform, clip_file, make_loader, read_frames, read_timed_frames,
     segment_indices,
 )
 from experiment import Experiment
@@ -65,16 +65,12 @@ def motion_probe(experiment: Experiment) -> pd.DataFrame:
         picture that was painted over).
     """
     path = experiment.files.root / "behaviour" / f"{experiment.files.model_name}.json"
-    checkpoint, kept = _checkpoint(experiment), read_json(path)
+    checkpoint, kept = experiment.sha256, read_json(path)
     if kept.get("of") == checkpoint:
         return pd.DataFrame(kept["motion"])
     table = _probe(experiment)
     write_json(path, {"of": checkpoint, "motion": table.to_dict("records")})
     return table
-
-
-def _checkpoint(experiment: Experiment) -> str:
-    return read_json(experiment.files.sidecar)["sha256"]
 
 
 def _probe(experiment: Experiment) -> pd.DataFrame:
@@ -276,7 +272,7 @@ def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam
         VideoError: the clip can't be decoded.
     """
     dataset, model = experiment.dataset("test"), experiment.model.eval()
-    pictures, times = _read(clip_file(experiment.data.root, clip_path), dataset.sampler)
+    pictures, times = read_timed_frames(clip_file(experiment.data.root, clip_path), dataset.sampler)
     clip = apply_transform(pictures, dataset.transform)  # (T, C, H, W)
     stage, rest = model.stages[-2], nn.Sequential(model.stages[-2:], model.pool, model.classifier)
     with torch.no_grad():
@@ -301,20 +297,12 @@ def _visible(clip: torch.Tensor, experiment: Experiment) -> np.ndarray:
     return (255 * (clip * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def _read(path: Path, choose: Callable[[VideoInfo], Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """`read_frames` with the frames' times in seconds instead of their indices."""
-    frames, indices = read_frames(path, choose)
-    capture, info = open_video(path)
-    capture.release()
-    return frames, indices / (info.fps or 25.0)
-
-
 # ---------------------------------------------------------------- which clips does it hold alike?
 
 def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
     """(N, F) float32: what the classifier sees of a part's clips, one centre view each; kept in the cache."""
     store = ArrayStore(experiment.cache)
-    return store.get(store.path("pooled", (_checkpoint(experiment), part)), lambda: _pooled(experiment, part))
+    return store.get(store.path("pooled", (experiment.sha256, part)), lambda: _pooled(experiment, part))
 
 @torch.inference_mode()
 def _pooled(experiment: Experiment, part: str) -> np.ndarray:
@@ -393,7 +381,7 @@ def probabilities_over_time(experiment: Experiment, clip_path: str, views: int =
             return segment_indices(info.frames, views * max(sampler.num_frames // views, 1))
         return np.concatenate([sampler(info, position) for position in np.linspace(0, 1, views)])
 
-    frames, times = _read(clip_file(experiment.data.root, clip_path), choose)
+    frames, times = read_timed_frames(clip_file(experiment.data.root, clip_path), choose)
     clips = (apply_transform(view, dataset.transform) for view in np.split(frames, views))
     logits = torch.cat([deployed(dataset.layout(clip)[None].to(experiment.device)) for clip in clips])
     probabilities = logits.double().softmax(dim=1)
@@ -427,7 +415,7 @@ def gallery(experiment: Experiment, predictions: pd.DataFrame, count: int = 6) -
 
 def _exhibit(experiment: Experiment, clip) -> str:
     path = clip_file(experiment.data.root, clip.clip_path)
-    frames, times = _read(path, lambda info: segment_indices(info.frames, min(GALLERY_FRAMES, info.frames)))
+    frames, times = read_timed_frames(path, lambda info: segment_indices(info.frames, min(GALLERY_FRAMES, info.frames)))
     rate = (len(times) - 1) / np.ptp(times) if len(times) > 1 else 1.0
     caption = (f"{clip.clip_path}: true {clip.label}, predicted {clip.predicted} with probability "
                f"{clip.probability:.2f}: {'correct' if clip.correct else 'WRONG'}")

@@ -24,7 +24,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -39,6 +39,7 @@ from descriptors import (
 from evaluation import read_predictions
 from experiment import VideoData, differences, keep_previous
 from metrics import classification_metrics
+from splits import group_pairs, stratified_folds
 from utils import atomic_path, environment, memory_mb, read_json, update_json, write_csv, write_json
 
 FOLDS = 5
@@ -132,19 +133,16 @@ def folds(table: pd.DataFrame, grouped: bool, seed: int) -> tuple[list[tuple[np.
     Raises:
         ValueError: a class has a single clip.
     """
-    pairs = table["label"] + "/" + table["group"]
-    groups, clips = pairs.groupby(table["label"]).nunique().min(), table["label"].value_counts().min()
+    groups, clips = group_pairs(table).groupby(table["label"]).nunique().min(), table["label"].value_counts().min()
     if clips < 2:
         alone = table["label"].value_counts().idxmin()
         raise ValueError(f"{alone} has one clip to tune on: cross-validation needs two")
-    if grouped and groups >= 2:
-        splitter = StratifiedGroupKFold(min(FOLDS, groups), shuffle=True, random_state=seed)
-        dealt, how = splitter.split(table, table["label"], pairs), "whole groups"
+    grouped_folds = grouped and groups >= 2
+    if grouped_folds:
+        how = "whole groups"
     else:
-        splitter = StratifiedKFold(min(FOLDS, clips), shuffle=True, random_state=seed)
-        why = "a class has one group only" if grouped else "the clips name no groups"
-        dealt, how = splitter.split(table, table["label"]), f"single clips, since {why}"
-    splits = list(dealt)
+        how = f"single clips, since {'a class has one group only' if grouped else 'the clips name no groups'}"
+    splits = stratified_folds(table, min(FOLDS, groups if grouped_folds else clips), grouped_folds, seed)
     return splits, f"{len(splits)} folds of {how}"
 
 

@@ -133,8 +133,20 @@ def get_recipe(name: str, kind: str, **changes) -> Recipe:
     return dataclasses.replace(RECIPES[name, kind], **changes)
 
 
+class ModelFiles:
+    """What the files of all models have in common, whatever their `root`, `model_name` and `checkpoint`."""
+
+    @property
+    def sidecar(self) -> Path:
+        return self.checkpoint.with_suffix(".json")
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions" / f"{self.model_name}.csv"
+
+
 @dataclass(frozen=True)
-class ResultFiles:
+class ResultFiles(ModelFiles):
     """Where one CNN's results lie below a data set's results root: the seed's own names.
 
     `kind` is `2d` or `3d`; `backbone` names the network in picture names (the seed's are resnet18, resnet3d).
@@ -153,10 +165,6 @@ class ResultFiles:
         return self.root / "saved_models/deep_learning" / f"best_{self.model_name}.pth"
 
     @property
-    def sidecar(self) -> Path:
-        return self.checkpoint.with_suffix(".json")
-
-    @property
     def last(self) -> Path:
         """The state of an unfinished training."""
         return self.checkpoint.with_name(f"last_{self.model_name}.pth")
@@ -168,10 +176,6 @@ class ResultFiles:
     def array(self, what: str) -> Path:
         """`train_time`, `inf_time`, `model_size`, `preds` or `labels`."""
         return self.stats.with_name(f"{what}_{self.kind}.npy")
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions" / f"{self.model_name}.csv"
 
     @property
     def validation(self) -> Path:
@@ -192,7 +196,7 @@ class ResultFiles:
 
 
 @dataclass(frozen=True)
-class ClassicalFiles:
+class ClassicalFiles(ModelFiles):
     """Where one classical model's results lie below a data set's results root; beside the CNNs', in `classical_ml`."""
 
     root: Path
@@ -203,16 +207,8 @@ class ClassicalFiles:
         return self.root / "saved_models/classical_ml" / f"best_{self.model_name}.skops"
 
     @property
-    def sidecar(self) -> Path:
-        return self.checkpoint.with_suffix(".json")
-
-    @property
     def stats(self) -> Path:
         return self.root / "stats_classical_ml" / f"stats_{self.model_name}.json"
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions" / f"{self.model_name}.csv"
 
     @property
     def confusion_matrix(self) -> Path:

@@ -205,6 +205,14 @@ def read_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) 
     return np.stack([frames[i] for i in wanted.tolist()]), wanted
 
 
+def read_timed_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """`read_frames` with the frames' times in seconds instead of their indices; 25 a second where the file is silent."""
+    frames, indices = read_frames(path, choose)
+    capture, info = open_video(path)
+    capture.release()
+    return frames, indices / (info.fps or 25.0)
+
+
 def _count_frames(capture: cv2.VideoCapture) -> int:
     count = 0
     while capture.grab():

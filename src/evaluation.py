@@ -16,8 +16,8 @@ from config import RESULTS, ClassicalFiles, ResultFiles
 from data_loader import apply_transform, read_frames
 from experiment import Experiment, predict, prediction_table, view_probabilities
 from metrics import (
-    accuracy_interval, apply_temperature, brier, classification_metrics, confidence, expected_calibration_error,
-    fit_temperature, negative_log_likelihood,
+    apply_temperature, brier, classification_metrics, confidence, expected_calibration_error, fit_temperature,
+    interval_table, negative_log_likelihood,
 )
 from models import DEFAULT_BACKBONE, TITLES
 from utils import hardware_line, memory_mb, read_json, save_array, update_json, write_csv
@@ -48,8 +48,7 @@ def evaluate(experiment: Experiment) -> pd.DataFrame:
     Returns:
         One row a test clip, as `experiment.predict`.
     """
-    files, stats = experiment.files, experiment.stats
-    checkpoint = read_json(files.sidecar)["sha256"]
+    files, stats, checkpoint = experiment.files, experiment.stats, experiment.sha256
     if stats.get("predictions_of") == checkpoint and files.predictions.is_file():
         return read_predictions(files.predictions)
     views = view_probabilities(experiment.trained_part(), experiment.test_loader(), experiment.device)  # (N, V, K)
@@ -66,7 +65,7 @@ def evaluate(experiment: Experiment) -> pd.DataFrame:
 
 def predict_validation(experiment: Experiment) -> pd.DataFrame:
     """The validation part's predictions, as `evaluate` gives the test part's; calibration is fitted to them."""
-    files, checkpoint = experiment.files, read_json(experiment.files.sidecar)["sha256"]
+    files, checkpoint = experiment.files, experiment.sha256
     if experiment.stats.get("validation_of") == checkpoint and files.validation.is_file():
         return read_predictions(files.validation)
     predictions = predict(experiment, "val")
@@ -102,8 +101,7 @@ def measure_latency(experiment: Experiment, repeats: float = 2.0) -> dict[str, f
     Returns:
         `decode`, `transform` and `model` in seconds (medians), the trunk's `precision`, `threads`, and `total`.
     """
-    files, stats = experiment.files, experiment.stats
-    checkpoint = read_json(files.sidecar)["sha256"]
+    files, stats, checkpoint = experiment.files, experiment.stats, experiment.sha256
     if stats.get("latency", {}).get("of") == checkpoint:
         return stats["latency"]
     dataset = experiment.dataset("test")
@@ -130,14 +128,15 @@ def measure_latency(experiment: Experiment, repeats: float = 2.0) -> dict[str, f
 
 
 def count_flops(experiment: Experiment) -> float:
-    """GFLOP of one clip through the model by torch's counter, in which a multiply-add counts as two; kept."""
+    """GFLOP of one clip through the model by torch's counter, in which a multiply-add counts as two; counted once."""
+    if (known := experiment.stats.get("gflop")) is not None:
+        return known
     dataset = experiment.dataset("test")
     clip = dataset[0][0][None].to(experiment.device)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         experiment.model.eval()(clip)
     gflop = counter.get_total_flops() / 1e9
-    if experiment.stats.get("gflop") != gflop:
-        update_json(experiment.files.stats, gflop=gflop)
+    update_json(experiment.files.stats, gflop=gflop)
     return gflop
 
 
@@ -210,8 +209,7 @@ def comparison_table(results: dict[str, dict]) -> pd.DataFrame:
     """One row a model: network, weights and scores, accuracy with its 95 % Wilson interval; the seed's at the end."""
     rows = {title: {label: _shown(key, stats.get(key)) for key, label in SCORES.items()}
             for title, stats in {**results, **_seed_rows()}.items()}
-    for title, stats in results.items():
-        interval = accuracy_interval(stats["predictions"])
+    for title, interval in interval_table({t: stats["predictions"] for t, stats in results.items()}).iterrows():
         rows[title]["95 % interval"] = f"{interval.low:.2f} to {interval.high:.2f}"
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("model")
     table.insert(3, "95 % interval", table.pop("95 % interval"))
@@ -223,12 +221,6 @@ def cost_table(results: dict[str, dict]) -> pd.DataFrame:
     rows = {title: {label: _shown(key, stats.get(key)) for key, label in COSTS.items()}
             for title, stats in {**results, **_seed_rows()}.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
-
-
-def interval_table(results: dict[str, dict]) -> pd.DataFrame:
-    """Accuracy of each model and its 95 % Wilson interval: accuracy, low, high."""
-    rows = {title: accuracy_interval(stats["predictions"]) for title, stats in results.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"]).rename_axis("model")
 
 
 def clip_table(results: dict[str, dict]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from data_loader import (
     ClipViews, DrawnView, VideoDataset2D, VideoDataset3D, make_loader, read_clip_table, recipe_transform,
 )
 from demo_dataset import render_dataset
-from features import Deployed, frozen_trunk, trunk_activations
+from features import Activations, Deployed, frozen_trunk, trunk_activations
 from models import DEFAULT_BACKBONE, TITLES, VideoModel, build_model, choose_source, weights_file
 from splits import check_leakage, ensure_splits, has_groups, leakage_warning, read_split, split_hash
 from store import ArrayStore, file_hash
@@ -179,6 +179,11 @@ class Experiment:
         return read_json(self.files.stats)
 
     @property
+    def sha256(self) -> str:
+        """Of the checkpoint, as its sidecar has it: what is kept of a model is kept for this very file."""
+        return read_json(self.files.sidecar)["sha256"]
+
+    @property
     def history(self) -> dict[str, list[float]]:
         """Losses and accuracies, one value an epoch."""
         return {name: self.stats[name] for name in HISTORY}
@@ -220,24 +225,28 @@ class Experiment:
 
     def loader(self, part: str, train: bool = False) -> DataLoader:
         """Batches of one view a clip, for `trained_part`: drawn and shuffled for training, the centre otherwise."""
-        dataset, views = self.dataset(part, train), self.recipe.train_views if train else 1
+        views = self.recipe.train_views if train else 1
         if self.recipe.cache == "activations":
-            dataset = self._activations(dataset, part, views, draw=True)
-        elif self.recipe.cache == "frames":
+            dataset = self.activations(part, views, train, draw=True)
+        else:
+            dataset = self.dataset(part, train)
+        if self.recipe.cache == "frames":
             dataset = DrawnView(dataset, views, self.seed, store=ArrayStore(self.cache))
         return self._batches(dataset, shuffle=train)
 
     def test_loader(self, part: str = "test") -> DataLoader:
         """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
-        dataset, views = self.dataset(part), self.recipe.test_clips
+        views = self.recipe.test_clips
         if self.recipe.cache == "activations":
-            return self._batches(self._activations(dataset, part, views, draw=False))
+            return self._batches(self.activations(part, views))
         store = ArrayStore(self.cache) if self.recipe.cache == "frames" else None
-        return self._batches(ClipViews(dataset, views, store=store))
+        return self._batches(ClipViews(self.dataset(part), views, store=store))
 
-    def _activations(self, dataset, part, views, draw):
-        return trunk_activations(self.model, dataset, views, self.device, draw, self.seed, self.cache,
-                                 title=f"{self.files.model_name} {part} features", precision=self.recipe.precision)
+    def activations(self, part: str, views: int, train: bool = False, draw: bool = False) -> Activations:
+        """The trunk's activations of a part's clips, as `trunk_activations`; with `train`, of random augmented views."""
+        return trunk_activations(self.model, self.dataset(part, train), views, self.device, draw=draw, seed=self.seed,
+                                 cache=self.cache, title=f"{self.files.model_name} {part} features",
+                                 precision=self.recipe.precision)
 
     def _batches(self, dataset, shuffle=False) -> DataLoader:
         workers = 0 if self.recipe.cache == "activations" else None  # reading what is kept needs no helper
@@ -270,7 +279,6 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
         VideoError, FileNotFoundError, ValueError: from the data.
     """
     recipe = get_recipe(recipe, kind) if isinstance(recipe, str) else recipe
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     files = ResultFiles(data.results, kind, DEFAULT_BACKBONE[kind])
     saved = read_json(files.sidecar) if files.checkpoint.is_file() else {}
     as_saved = recipe.resolved(saved["backbone"]) if saved else recipe
@@ -280,7 +288,7 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
     if saved and not reasons and file_hash(files.checkpoint) != saved["sha256"]:
         reasons = [f"{files.checkpoint.name} is not the file that its sidecar describes"]
     if not reasons:
-        return _reload(data, as_saved, saved, files, device, cache)
+        return _reload(data, as_saved, saved, files, _device(device), cache)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
     return _train(data, recipe, {**asked, "weights": choose_source(kind, weights)}, device, cache, deterministic)
 
@@ -313,13 +321,28 @@ def _reload(data, recipe, saved, files, device, cache) -> Experiment:
     return experiment
 
 
-def _train(data, recipe, asked, device, cache, deterministic) -> Experiment:
-    seed_everything(asked["seed"], deterministic)
-    model = build_model(recipe, len(data.classes), asked["weights"], asked["backbone"]).to(device)
-    recipe = recipe.resolved(model.backbone)
-    asked = {**asked, "recipe": recipe.to_dict(), "backbone": model.backbone}
+def _device(device: str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def untrained(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str | None = None,
+              device: str | None = None, cache: Path = CACHE, deterministic: bool = True) -> Experiment:
+    """A model before its training; arguments as `load_or_train`, but for `source`, which `choose_source` gives.
+
+    Raises:
+        WeightsError, ValueError: as `build_model`.
+    """
+    device = _device(device)
+    seed_everything(seed, deterministic)
+    model = build_model(recipe, len(data.classes), source, backbone).to(device)
     files = ResultFiles(data.results, recipe.kind, model.backbone)
-    experiment = Experiment(data, recipe, model, files, device, asked["seed"], cache)
+    return Experiment(data, recipe.resolved(model.backbone), model, files, device, seed, cache)
+
+
+def _train(data, recipe, asked, device, cache, deterministic) -> Experiment:
+    experiment = untrained(data, recipe, asked["weights"], asked["seed"], asked["backbone"], device, cache, deterministic)
+    recipe, files = experiment.recipe, experiment.files
+    asked = {**asked, "recipe": recipe.to_dict(), "backbone": experiment.model.backbone}
     for part in ("train", "val", "test"):  # all missing clips are told now, not in the middle of training
         read_clip_table(data.splits[part], data.root, data.class_map)
     started = time.perf_counter()
@@ -327,9 +350,9 @@ def _train(data, recipe, asked, device, cache, deterministic) -> Experiment:
     feature_time = time.perf_counter() - started
     training = Training(experiment.trained_part(), recipe, len(loaders[0]), asked, files.last)
     seed_everything(asked["seed"], deterministic)  # the same training whether activations were computed or found
-    training.run(*loaders, device, feature_time)
+    training.run(*loaders, experiment.device, feature_time)
     _save(experiment, training, asked)
-    model.eval()
+    experiment.model.eval()
     return experiment
 
 

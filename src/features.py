@@ -11,6 +11,7 @@ import copy
 import sys
 import time
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,8 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
     """
     if not isinstance(dataset.transform, ClipTransform):
         raise TypeError("kept activations need a ClipTransform: a transform of single frames has no fixed views")
-    store, folder = ArrayStore(cache), activations_folder(model)
-    frozen = frozen_trunk(model, dataset, device, precision, cache)
-    kept = [store.path(folder, key) for key in _keys(dataset, views, seed, frozen.precision)]
+    store, frozen = ArrayStore(cache), frozen_trunk(model, dataset, device, precision, cache)
+    kept = [store.path(frozen.folder, key) for key in _keys(dataset, views, seed, frozen.precision)]
     store.in_use = set(kept)
     missing = [i for i, path in enumerate(kept) if store.read(path) is None]
     if missing:
@@ -121,16 +121,23 @@ class FrozenTrunk:
     """A trunk in evaluation mode, its BatchNorm folded into the convolutions before it.
 
     Args:
-        trunk: as in `VideoModel.trunk`; it is copied.
+        model: gives the trunk, which is copied when it is first run.
         dataset: gives normalisation and layout.
         device: where it runs.
 
     Attributes:
         precision: `float32` or `bfloat16`.
+        folder: where below the cache its activations are kept.
     """
 
-    def __init__(self, trunk: nn.Module, dataset: VideoDataset2D, device: str | torch.device):
-        self.trunk, self.dataset, self.device, self.precision = fold_batchnorm(trunk), dataset, device, "float32"
+    def __init__(self, model: VideoModel, dataset: VideoDataset2D, device: str | torch.device):
+        self.model, self.dataset, self.device, self.precision = model, dataset, device, "float32"
+        self.folder = f"activations/{model.backbone}-{state_hash(model.trunk)[:16]}"
+
+    @cached_property
+    def trunk(self) -> nn.Module:
+        """The trunk as it is run; where all that is asked for is kept, it is not made."""
+        return fold_batchnorm(self.model.trunk)
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         """(V, T, C, H, W) uint8 views to (V, ...) float16 activations, a view at a time, which bounds the memory."""
@@ -174,17 +181,12 @@ def frozen_trunk(model: VideoModel, dataset: VideoDataset2D, device: str | torch
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: {', '.join(PRECISIONS)}")
-    frozen = FrozenTrunk(model.trunk, dataset, device)
+    frozen = FrozenTrunk(model, dataset, device)
     if precision == "auto":
-        memo = Path(cache) / activations_folder(model) / "precision.json"
+        memo = Path(cache) / frozen.folder / "precision.json"
         precision = choose_precision(frozen, ClipViews(dataset, 1, pixels=True), memo)
     frozen.precision = precision
     return frozen
-
-
-def activations_folder(model: VideoModel) -> str:
-    """Where below the cache the activations of a model's trunk are kept."""
-    return f"activations/{model.backbone}-{state_hash(model.trunk)[:16]}"
 
 
 def fold_batchnorm(trunk: nn.Module) -> nn.Module:

@@ -120,6 +120,12 @@ def accuracy_interval(predictions: pd.DataFrame, level: float = 0.95) -> Interva
     return Interval(float(correct.mean()), float(low), float(high))
 
 
+def interval_table(tables: dict[str, pd.DataFrame], level: float = 0.95) -> pd.DataFrame:
+    """Accuracy of several prediction tables with Wilson's interval: one row a title, accuracy, low and high."""
+    rows = {title: accuracy_interval(predictions, level) for title, predictions in tables.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"])
+
+
 def _wilson(hits, clips, level: float) -> tuple[np.ndarray, np.ndarray]:
     known = np.maximum(clips, 1)
     low, high = proportion_confint(hits, known, alpha=1 - level, method="wilson")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from data_loader import clip_file, open_video, read_frames, segment_indices, time_indices
+from data_loader import clip_file, read_frames, read_timed_frames, segment_indices, time_indices
 from descriptors import flow_of_pairs, read_pairs
 from metrics import coverage_curve, reliability
 from utils import atomic_path
@@ -44,6 +44,35 @@ def show(figure: Figure, path: str | Path | None = None) -> None:
         save_figure(figure, path)
     plt.show()
     plt.close(figure)
+
+
+def first_of_each_class(table: pd.DataFrame) -> pd.DataFrame:
+    """The first clip of each class, in alphabetical order."""
+    return table.groupby("label", sort=True).first().reset_index()
+
+
+def from_the_top(ax: Axes) -> Axes:
+    """Bars in the order of their table from the top down, also where axes share their scale."""
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
+    return ax
+
+
+def named_bars(values: pd.Series, errors: np.ndarray, color: tuple, ax: Axes) -> Axes:
+    """Horizontal bars from the top down with error bars, the value written in each.
+
+    Args:
+        values: indexed by name.
+        errors: (N,), or (2, N) below and above.
+        color: of the bars.
+        ax: to draw on.
+    """
+    ax.barh(values.index, values, xerr=errors, height=0.6, color=color, alpha=0.85,
+            error_kw={"capsize": 4, "ecolor": "0.25"})
+    for y, value in enumerate(values):
+        ax.text(0.01, y, f"{value:.2f}", va="center", color="white", fontweight="bold")
+    ax.grid(False, axis="y")
+    return from_the_top(ax)
 
 
 def curve(history: dict[str, list[float]], what: str, title: str, ax: Axes, best_epoch: int | None = None) -> Axes:
@@ -104,13 +133,11 @@ def prediction_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> 
     """
     figure, axes = plt.subplots(len(table), count, figsize=(1.55 * count, 1.62 * len(table)), squeeze=False)
     for row, (_, clip) in zip(axes, table.iterrows()):
-        path = clip_file(root, clip["clip_path"])
-        capture, info = open_video(path)
-        capture.release()
-        frames, indices = read_frames(path, lambda info: segment_indices(info.frames, count))
+        frames, times = read_timed_frames(clip_file(root, clip["clip_path"]),
+                                          lambda info: segment_indices(info.frames, count))
         verdict = "correct" if clip["label"] == clip["predicted"] else "WRONG"
         clip_strip(frames, f"{clip['clip_path']}   true {clip['label']}, predicted {clip['predicted']} "
-                           f"with probability {clip['probability']:.2f}: {verdict}", row, indices / (info.fps or 25.0))
+                           f"with probability {clip['probability']:.2f}: {verdict}", row, times)
     return figure
 
 
@@ -154,7 +181,7 @@ def accuracy_against_cost(results: dict[str, dict], key: str, label: str, ax: Ax
 
 def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figure:
     """The first clip of each class as a strip of frames."""
-    first = table.groupby("label", sort=True).first().reset_index()
+    first = first_of_each_class(table)
     figure, axes = plt.subplots(len(first), count, figsize=(1.55 * count, 1.5 * len(first)), squeeze=False)
     for row, (_, clip) in zip(axes, first.iterrows()):
         frames, _ = read_frames(clip_file(root, clip["clip_path"]), lambda info: segment_indices(info.frames, count))
@@ -197,7 +224,7 @@ def flow_strips(table: pd.DataFrame, root: str | Path, count: int = 6) -> Figure
         root: the data set's folder.
         count: frames a clip.
     """
-    first = table.groupby("label", sort=True).first().reset_index()
+    first = first_of_each_class(table)
     figure, axes = plt.subplots(2 * len(first), count, figsize=(1.9 * count, 3.0 * len(first)), squeeze=False)
     for i, clip in enumerate(first.itertuples()):
         pairs = read_pairs(clip_file(root, clip.clip_path))
@@ -219,13 +246,9 @@ def flow_colours(flow: np.ndarray, fastest: float) -> np.ndarray:
 
 def cross_validated(summary: pd.DataFrame, ax: Axes) -> Axes:
     """Cross-validated accuracy of `classical.summary`'s models: mean, and standard deviation over the folds."""
-    ax.barh(summary["model"], summary["cv accuracy"], xerr=summary["cv std"], height=0.6, color=PALETTE[2], alpha=0.85,
-            error_kw={"capsize": 4, "ecolor": "0.25"})
-    for y, value in enumerate(summary["cv accuracy"]):
-        ax.text(0.01, y, f"{value:.2f}", va="center", color="white", fontweight="bold")
+    scores = summary.set_index("model")
+    named_bars(scores["cv accuracy"], scores["cv std"].to_numpy(), PALETTE[2], ax)
     ax.set(xlabel="accuracy, mean and standard deviation of the folds", title="Cross-validation, whole groups", xlim=(0, 1.05))
-    from_the_top(ax)
-    ax.grid(False, axis="y")
     return ax
 
 
@@ -250,13 +273,6 @@ def family_importance(falls: pd.DataFrame, ax: Axes) -> Axes:
 
 
 # ---------------------------------------------------------------- the data set
-
-def from_the_top(ax: Axes) -> Axes:
-    """Bars in the order of their table from the top down, also where axes share their scale."""
-    if not ax.yaxis_inverted():
-        ax.invert_yaxis()
-    return ax
-
 
 def class_counts(counts: pd.DataFrame, ax: Axes) -> Axes:
     """Clips of each class by part, stacked: what `splits.split_table` gives."""
@@ -319,7 +335,7 @@ def animation(frames: np.ndarray, caption: str, fps: float = 8.0, height: int = 
 
 def animated_samples(table: pd.DataFrame, root: str | Path, seconds: float = 2.5, fps: float = 8.0) -> str:
     """The middle of the first clip of each class, moving at its true speed, as one piece of HTML."""
-    first = table.groupby("label", sort=True).first().reset_index()
+    first = first_of_each_class(table)
     figures = []
     for clip in first.itertuples():
         frames, _ = read_frames(clip_file(root, clip.clip_path),
@@ -348,16 +364,11 @@ def accuracy_bars(scores: pd.DataFrame, title: str, ax: Axes, chance: float | No
         chance: accuracy of naming the most frequent class, drawn as a line.
     """
     errors = np.abs(scores[["low", "high"]].to_numpy().T - scores["accuracy"].to_numpy())
-    ax.barh(scores.index, scores["accuracy"], xerr=errors, height=0.6, color=PALETTE[0], alpha=0.85,
-            error_kw={"capsize": 4, "ecolor": "0.25"})
-    for y, row in enumerate(scores.itertuples()):
-        ax.text(0.01, y, f"{row.accuracy:.2f}", va="center", color="white", fontweight="bold")
+    named_bars(scores["accuracy"], errors, PALETTE[0], ax)
     if chance is not None:
         ax.axvline(chance, color="0.3", linestyle="--", label=f"most frequent class: {chance:.2f}")
         ax.legend(loc="lower right")
     ax.set(xlabel="test accuracy, with 95 % interval", title=title, xlim=(0, 1.02))
-    from_the_top(ax)
-    ax.grid(False, axis="y")
     return ax
 
 

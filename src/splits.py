@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from config import VIDEO_SUFFIXES
 
@@ -275,6 +275,27 @@ def leakage_warning(shared: pd.DataFrame) -> str:
     count = "1 group is" if len(shared) == 1 else f"{len(shared)} groups are"
     return (f"{count} in more than one part (first {first['label']} {first['group']}: {first['parts']}): the "
             "same people and scenes are trained on and tested, so scores are optimistic; use SPLIT=group")
+
+
+def group_pairs(clips: pd.DataFrame) -> pd.Series:
+    """The group of each clip, told apart between classes, in each of which groups are numbered anew."""
+    return clips["label"] + "/" + clips["group"]
+
+
+def stratified_folds(clips: pd.DataFrame, count: int, grouped: bool, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds of cross-validation, stratified by class.
+
+    Args:
+        clips: with `label` and `group`.
+        count: of folds.
+        grouped: keep the clips of one group in one fold.
+        seed: of the shuffling.
+
+    Returns:
+        Pairs of row numbers: to fit on, held out.
+    """
+    kind, groups = (StratifiedGroupKFold, group_pairs(clips)) if grouped else (StratifiedKFold, None)
+    return list(kind(count, shuffle=True, random_state=seed).split(clips, clips["label"], groups))
 
 
 def split_hash(parts: dict[str, pd.DataFrame]) -> str:

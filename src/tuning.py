@@ -30,21 +30,20 @@ import torch
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sklearn.metrics import accuracy_score, log_loss
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 from tqdm import tqdm
 
-from config import CACHE, Recipe, ResultFiles, get_recipe, shown
+from config import CACHE, Recipe, get_recipe, shown
 from data_loader import VideoError
 from experiment import (
-    Experiment, VideoData, find_folder, make_optimizer, make_scheduler, open_data, predict_probabilities,
+    Experiment, VideoData, find_folder, make_optimizer, make_scheduler, open_data, predict_probabilities, untrained,
 )
-from features import trunk_activations
 from models import (
-    POOLINGS, TemporalPool, VideoModel, WeightsError, build_model, choose_backbone, choose_source,
+    POOLINGS, TemporalPool, VideoModel, WeightsError, choose_backbone, choose_source,
 )
+from splits import group_pairs, stratified_folds
 from utils import environment, eval_one_epoch, read_json, seed_everything, train_one_epoch, update_json
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # a progress bar tells enough
@@ -96,22 +95,10 @@ class Batches:
             yield self.x[rows, view[rows]].float(), self.labels[rows]
 
 
-def _experiment(data: VideoData, recipe: Recipe, source: str, seed: int, cache: Path) -> Experiment:
-    """An untrained model with its data, as `load_or_train` makes it before it trains."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seed_everything(seed)
-    model = build_model(recipe, len(data.classes), source).to(device)
-    files = ResultFiles(data.results, recipe.kind, model.backbone)
-    return Experiment(data, recipe, model, files, device, seed, cache)
-
-
 def _activations(experiment: Experiment, part: str, train: bool,
                  views: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A part's (N, V, ...) float16 activations and (N,) labels, in memory; training and search share them."""
-    kept = trunk_activations(experiment.model, experiment.dataset(part, train), views, experiment.device,
-                             seed=experiment.seed, cache=experiment.cache,
-                             title=f"{experiment.files.model_name} {part} features",
-                             precision=experiment.recipe.precision)
+    kept = experiment.activations(part, views, train)
     x = torch.stack([clip.half() for clip, _ in kept])
     return x.to(experiment.device), torch.tensor(kept.labels, device=experiment.device)
 
@@ -193,18 +180,15 @@ def make_folds(data: VideoData, seed: int) -> list[tuple[np.ndarray, np.ndarray]
         ValueError: a class has fewer than two groups (or clips) there.
     """
     clips = pd.concat([data.table("train"), data.table("val")], ignore_index=True)
-    groups = clips["label"] + "/" + clips["group"]
-    fewest = groups.groupby(clips["label"]).nunique()
+    fewest = group_pairs(clips).groupby(clips["label"]).nunique()
     folds = min(FOLDS, fewest.min())
     if folds < 2:
         raise ValueError(f"{fewest.idxmin()} has a single group in the training and validation clips: "
                          "cross-validation needs two; add clips of other groups, or leave the class out")
-    if data.split["groups_named"]:
-        kind, folded = StratifiedGroupKFold, groups
-    else:
-        kind, folded = StratifiedKFold, None
+    grouped = data.split["groups_named"]
+    if not grouped:
         print("the clips name no groups: the folds of the search are stratified by class alone")
-    return list(kind(folds, shuffle=True, random_state=seed).split(clips, clips["label"], folded))
+    return stratified_folds(clips, folds, grouped, seed)
 
 
 def suggest(trial: Trial, kind: str, cuts: tuple[str, ...]) -> dict:
@@ -309,7 +293,7 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
     source = choose_source(kind, weights)
     study = _study(database, _settings(data, recipe, source, cuts, seed))
     folds = make_folds(data, seed)
-    views = {cut: load_views(_experiment(data, dataclasses.replace(recipe, trained=cut), source, seed, cache),
+    views = {cut: load_views(untrained(data, dataclasses.replace(recipe, trained=cut), source, seed, cache=cache),
                              ("train", "val")) for cut in cuts}
     fill(study, Objective(views, folds, recipe, seed), trials, seed, _anchors(recipe, cuts), f"{kind} search")
     return study
@@ -565,7 +549,7 @@ def reading(choice: pd.DataFrame, videos: int) -> str:
 
 def _test(recipe: Recipe, settings: dict, data: VideoData, seeds: tuple[int, ...], cache: Path) -> list[dict]:
     """A row a seed: loss and accuracy on the test part of heads trained on the training part."""
-    experiment = _experiment(data, recipe, settings["weights"], settings["seed"], cache)
+    experiment = untrained(data, recipe, settings["weights"], settings["seed"], cache=cache)
     train = load_views(experiment, ("train",))
     x, labels = _activations(experiment, "test", False, recipe.test_clips)
     batches, truth = [(views.float(), None) for views in x.split(64)], labels.cpu().numpy()

@@ -196,7 +196,8 @@ def environment(device: str | torch.device = "cpu") -> dict:
     """Date, versions and hardware, as plain types, to stand beside every result."""
     gpu = torch.cuda.get_device_name(0) if torch.device(device).type == "cuda" else None
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    return {"date": datetime.date.today().isoformat(), "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+    return {"date": datetime.date.today().isoformat(), "python": platform.python_version(),
+            "torch": torch.__version__, "torchvision": torchvision.__version__,
             "opencv": cv2.__version__, "numpy": np.__version__, "system": platform.system(), "cpu": cpu,
             "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu}

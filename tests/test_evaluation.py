@@ -8,7 +8,7 @@ from sklearn import metrics
 
 import evaluation
 from config import ClassicalFiles, ResultFiles
-from metrics import classification_metrics, confusion
+from metrics import classification_metrics, confusion, interval_table
 from models import FrameModel
 from utils import write_csv, write_json
 
@@ -101,7 +101,7 @@ def test_comparison_reads_results_and_refuses_other_clips(tmp_path):
     assert list(results) == ["2D-CNN", "3D-CNN", "knn", "rbf_svm"]
     assert list(evaluation.chosen(results)) == ["2D-CNN", "3D-CNN", "rbf_svm"]
     assert evaluation.comparison_table(results).loc["knn", "weights"] == "–"
-    assert evaluation.interval_table(results)["accuracy"]["knn"] == results["knn"]["accuracy"]
+    assert interval_table({title: stats["predictions"] for title, stats in results.items()})["accuracy"]["knn"] == results["knn"]["accuracy"]
     write_results(tmp_path, "3d", table(1).iloc[1:])
     with pytest.raises(ValueError, match="different clips"):
         evaluation.load_results(tmp_path)

@@ -21,6 +21,7 @@ from optuna.trial import FixedTrial, TrialState
 from torch import nn
 
 import data_loader
+import experiment
 import features
 import plots
 import tuning
@@ -64,7 +65,7 @@ def few_epochs(monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(tuning, "trunk_activations", FakeActivations)
+    monkeypatch.setattr(experiment, "trunk_activations", FakeActivations)
 
 
 def study_of(data, trials, **changes):
@@ -102,7 +103,7 @@ def test_study_from_clips_whose_test_part_is_unreadable(tiny_dataset, tmp_path, 
     with pytest.raises(VideoError, match="can't be opened"):
         tuning.test_of_choice(study, data, seeds=(0,), cache=tmp_path / "cache")
 
-    for place, name in ((data_loader, "open_video"), (tuning, "trunk_activations"), (tuning, "build_model"),
+    for place, name in ((data_loader, "open_video"), (experiment, "trunk_activations"), (experiment, "build_model"),
                         (tuning, "choose_source")):
         monkeypatch.setattr(place, name, forbidden)
     again = run_study("3d", data, "auto", 3, cache=tmp_path / "cache", recipe=recipe)
@@ -152,7 +153,7 @@ def test_what_differs_is_another_study(data, fake, tiny_dataset):
 
 def child(root: str, results: str, trials: int) -> None:
     """A process of its own on the study: slow trials, that it may be killed in the middle of one."""
-    tuning.HEARTBEAT, tuning.EPOCHS, tuning.trunk_activations = 1, FEW, FakeActivations
+    tuning.HEARTBEAT, tuning.EPOCHS, experiment.trunk_activations = 1, FEW, FakeActivations
     real = Objective._score
 
     def slow(self, *arguments):
@@ -386,7 +387,7 @@ def test_choice_is_tested_once(data, fake, monkeypatch):
     [(key, document)] = kept.items()
     assert study.study_name in key and document["test_videos"] == len(data.table("test"))
     assert Recipe(**document["recipes"]["tuned"]) == best_recipe(study, TINY)
-    monkeypatch.setattr(tuning, "trunk_activations", forbidden)
+    monkeypatch.setattr(experiment, "trunk_activations", forbidden)
     pd.testing.assert_frame_equal(tuning.test_of_choice(study, data, seeds=(0, 1)), table)
 
 

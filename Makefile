@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: make run, make test.
 # Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|packaged|none  RECIPE=recommended|seed
 #            SPLIT=official1|official2|official3|group|random  CLASSES="A B"  SEED=42
-#            TRIALS=20  STORAGE=URL  CACHE_GB=20
+#            SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 WANTED = $(or $(CLASSES),PullUps Punch PushUps)
 
-export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED TRIALS STORAGE CACHE_GB
+export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED SEEDS TRIALS STORAGE CACHE_GB
 # threads that wait leave the cores to others
 export OMP_WAIT_POLICY ?= PASSIVE
 

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 import seed_pipeline
 from config import RESULTS, ROOT, get_recipe, shown
 from data_loader import (
-    DrawnView, VideoDataset2D, apply_transform, eval_transform, read_frames, segment_indices,
+    ClipViews, DrawnView, VideoDataset2D, apply_transform, eval_transform, read_frames, segment_indices,
     train_transform,
 )
 from evaluation import evaluate
@@ -133,14 +133,15 @@ def train_on(model, recipe, kept: dict[str, Activations], last: Path) -> float:
 
 
 def measure_loader(kind: str, clips: str) -> dict:
-    """Clips a second in one process: the seed's data set, and ours from the file, from kept frames and activations."""
+    """Training views a second in one process: the seed's data set; ours from the file, one view of a clip or all of the
+    recipe's in one pass, as activations are computed; from kept frames; and from kept activations."""
     data = open_quietly(clips)
     files, labels = clip_lists(data, "train")
     count = min(24, len(files))
     ours = view_dataset(data, kind, "train", train=True)
-    seed = seed_pipeline.SeedDataset(files, labels, kind, train=True)
+    seed, views = seed_pipeline.SeedDataset(files, labels, kind, train=True), get_recipe("recommended", kind).train_views
     with tempfile.TemporaryDirectory() as folder:
-        stored = DrawnView(ours, 2, store=ArrayStore(Path(folder) / "frames"))
+        stored = DrawnView(ours, views, store=ArrayStore(Path(folder) / "frames"))
         for i in range(count):
             stored[i]
         model = build_model(get_recipe("recommended", kind), len(data.classes), "none")
@@ -148,11 +149,14 @@ def measure_loader(kind: str, clips: str) -> dict:
             shape = tuple(model.trunk(ours[0][0][None])[0].shape)
         kept = [Path(folder) / f"{i}.npy" for i in range(count)]
         for path in kept:
-            save_array(path, np.zeros((2, *shape), np.float16))
+            save_array(path, np.zeros((views, *shape), np.float16))
         activations = Activations(kept, labels[:count], draw=True)
-        sources = {"seed": seed, "ours_cold": ours, "ours_frames_kept": stored, "ours_activations_kept": activations}
-        return {f"{name}_clips_per_s": rate(source.__getitem__, range(min(count, 6 if name == "seed" else count)))
-                for name, source in sources.items()}
+        sources = {"seed": seed, "ours_one_view": ours, "ours_all_views": ClipViews(ours, views, pixels=True),
+                   "ours_frames_kept": stored, "ours_activations_kept": activations}
+        rates = {name: rate(source.__getitem__, range(min(count, 8 if name == "seed" else count)))
+                 for name, source in sources.items()}
+        rates["ours_all_views"] *= views
+        return {f"{name}_views_per_s": value for name, value in rates.items()}
 
 
 def measure_decode(clips: str) -> dict:

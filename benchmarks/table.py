@@ -67,11 +67,12 @@ def loading(measured: dict) -> str:
     rows = []
     for kind, name in NAMES.items():
         if rates := measured.get(f"loader_{kind}"):
-            rows += [[name, f"training clips a second, {what}", value(rates["seed_clips_per_s"]),
-                      value(rates[f"{key}_clips_per_s"]),
-                      ratio(rates[f"{key}_clips_per_s"], rates["seed_clips_per_s"])]
-                     for key, what in (("ours_cold", "from the file"), ("ours_frames_kept", "kept frames"),
-                                       ("ours_activations_kept", "kept activations"))]
+            rows += [[name, f"training views a second, {what}", value(rates["seed_views_per_s"]),
+                      value(rates[f"{key}_views_per_s"]),
+                      ratio(rates[f"{key}_views_per_s"], rates["seed_views_per_s"])]
+                     for key, what in (("ours_one_view", "from the file, one view"),
+                                       ("ours_all_views", "from the file, a clip's views in one pass, as features are computed"),
+                                       ("ours_frames_kept", "kept frames"), ("ours_activations_kept", "kept activations"))]
     if times := measured.get("transforms"):
         rows += [["20 frames", f"{part} transform [ms]", value(times[f"{part}_seed_ms"]), value(times[f"{part}_ours_ms"]),
                   ratio(times[f"{part}_seed_ms"], times[f"{part}_ours_ms"])] for part in ("train", "eval")]

@@ -42,8 +42,9 @@ class Preprocessing:
     antialias: bool = True
 
 
-# Learning rates that go with what is trained: new layers alone bear, and need, a higher one.
+# Learning rates and epochs that go with what is trained: new layers alone bear, and need, a higher rate.
 RATES = {"all": 1e-4, "stage": 5e-4, "head": 1e-2}
+EPOCHS = {"all": 8, "stage": 5, "head": 8}
 # Networks with new layers below the head, which have to be trained.
 NEW_STAGES = ("efficientnet_lite0_3d",)
 
@@ -66,7 +67,7 @@ class Recipe:
         `models.TemporalPool`). 3D models do not read it.
     frozen_batchnorm: `eval` (statistics never move) or `update` (the seed's mistake).
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
-    lr: None takes the rate that goes with what is trained (RATES).
+    lr, epochs: None takes what goes with what is trained (RATES, EPOCHS).
     test_clips: clips a video whose probabilities are averaged in the test.
     """
 
@@ -89,7 +90,7 @@ class Recipe:
     lr: float | None = None
     weight_decay: float = 1e-2
     schedule: str = "cosine"
-    epochs: int = 8
+    epochs: int | None = None
     patience: int = 3
     batch_size: int = 8
     test_clips: int = 3
@@ -97,7 +98,8 @@ class Recipe:
     def resolved(self, backbone: str) -> Recipe:
         """The recipe with what it leaves to the network filled in."""
         trained = self.trained if self.trained != "auto" else "stage" if backbone in NEW_STAGES else "head"
-        return dataclasses.replace(self, trained=trained, lr=self.lr or RATES[trained])
+        return dataclasses.replace(self, trained=trained, lr=self.lr or RATES[trained],
+                                   epochs=self.epochs or EPOCHS[trained])
 
     def to_dict(self) -> dict:
         """The recipe as plain types, for JSON."""
@@ -181,6 +183,10 @@ class ResultFiles(ModelFiles):
     def validation(self) -> Path:
         """The validation part's predictions, by which calibration is fitted."""
         return self.predictions.with_name(f"{self.model_name}_validation.csv")
+
+    def repeated(self, seed: int) -> Path:
+        """The test part's predictions of the same training with another seed."""
+        return self.predictions.with_name(f"{self.model_name}_seed_{seed}.csv")
 
     @property
     def confusion_matrix(self) -> Path:

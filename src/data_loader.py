@@ -284,7 +284,7 @@ class ClipTransform:
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """(..., C, H, W) uint8 to float32 of the same shape, on the same device."""
         mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        return (pixels.float() / 255.0).sub_(mean).div_(std)
+        return pixels.float().div_(255.0).sub_(mean).div_(std)
 
     def pixels_only(self) -> ClipTransform:
         """The same without the normalisation: uint8 in, uint8 out."""
@@ -299,6 +299,27 @@ class ClipTransform:
 
     def __repr__(self) -> str:
         return f"ClipTransform({self.steps}, {self.mean.flatten().tolist()}, {self.std.flatten().tolist()})"
+
+
+class FrameByFrame(v2.Transform):
+    """A transform drawn once a clip but run a frame at a time: the same values sooner, since what lies between its steps
+    stays in the processor's cache.
+
+    Args:
+        step: on (T, C, H, W), each frame by itself.
+    """
+
+    def __init__(self, step: v2.Transform):
+        super().__init__()
+        self.step = step
+
+    def make_params(self, flat_inputs: list) -> dict:
+        """The step's own draw."""
+        return self.step.make_params(flat_inputs)
+
+    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
+        """(T, C, H, W) to the same."""
+        return torch.cat([self.step.transform(frame, params) for frame in inpt.split(1)])
 
 
 def _resize_settings(prep: Preprocessing) -> dict:
@@ -320,7 +341,7 @@ def train_transform(prep: Preprocessing) -> ClipTransform:
     steps = [
         v2.RandomResizedCrop(prep.crop, scale=(0.5, 1.0), **_resize_settings(prep)),
         v2.RandomHorizontalFlip(),
-        v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+        FrameByFrame(v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)),
     ]
     return ClipTransform(steps, prep.mean, prep.std)
 
@@ -497,7 +518,7 @@ class ClipViews(Dataset):
         data = self.dataset
         transform = data.transform.pixels_only() if self.pixels else data.transform
         with self._fixed_draws(index):
-            clips = [apply_transform(np.array(view), transform) for view in self.frames(index)]
+            clips = [apply_transform(np.require(view, requirements="W"), transform) for view in self.frames(index)]
         return torch.stack(clips if self.pixels else [data.layout(c) for c in clips]), data.label(index)
 
     @contextmanager
@@ -518,7 +539,7 @@ class DrawnView(ClipViews):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         with self._fixed_draws(index):
             frames = self.frames(index)
-        view = np.array(frames[int(torch.randint(self.views, (1,)))])  # (T, H, W, 3)
+        view = np.require(frames[int(torch.randint(self.views, (1,)))], requirements="W")  # (T, H, W, 3)
         return self.dataset.layout(apply_transform(view, self.dataset.transform)), self.dataset.label(index)
 
 

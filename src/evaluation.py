@@ -31,8 +31,8 @@ SEED_PRINTED = {
                "params": 33_167_811, "trained_params": 1_539, "train_time": 3936.8, "inference_time": 1.261,
                "memory_mb": 3276.7, "test_clips": 46},
 }
-SCORES = {"network": "network", "weights": "weights", "accuracy": "accuracy", "precision": "macro precision",
-          "recall": "macro recall", "f1": "macro F1", "test_clips": "test clips"}
+SCORES = {"accuracy": "accuracy", "f1": "macro F1", "precision": "macro precision", "recall": "macro recall",
+          "test_clips": "test clips", "network": "network", "weights": "weights"}
 COSTS = {"params": "parameters", "trained_params": "trained parameters", "train_time": "training [s]",
          "inference_time": "latency [s/clip]", "gflop": "GFLOP/clip", "model_size_mb": "file [MiB]", "memory_mb": "peak memory [MiB]"}
 
@@ -206,13 +206,13 @@ def check_same_clips(results: dict[str, dict]) -> None:
 
 
 def comparison_table(results: dict[str, dict]) -> pd.DataFrame:
-    """One row a model: network, weights and scores, accuracy with its 95 % Wilson interval; the seed's at the end."""
+    """One row a model: accuracy with its 95 % Wilson interval, other scores, network and weights; the seed's at the end."""
     rows = {title: {label: _shown(key, stats.get(key)) for key, label in SCORES.items()}
             for title, stats in {**results, **_seed_rows()}.items()}
     for title, interval in interval_table({t: stats["predictions"] for t, stats in results.items()}).iterrows():
         rows[title]["95 % interval"] = f"{interval.low:.2f} to {interval.high:.2f}"
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("model")
-    table.insert(3, "95 % interval", table.pop("95 % interval"))
+    table.insert(1, "95 % interval", table.pop("95 % interval"))
     return table
 
 
@@ -235,15 +235,13 @@ def calibrated(results: dict[str, dict]) -> dict[str, dict[str, pd.DataFrame]]:
     """Test predictions of the models that kept validation predictions, as they are and with a fitted temperature.
 
     Returns:
-        Title to `before` and `after`, prediction tables, and `temperature`, fitted on the validation part; where the fit
-        runs into a bound (a validation part without a mistake can't say how certain to be), `after` is `before`.
+        Title to `before` and `after`, prediction tables, and `temperature`, fitted on the validation part.
     """
     tables = {}
     for title, stats in results.items():
         if "validation" in stats:
-            fitted, before = fit_temperature(stats["validation"]), stats["predictions"]
-            after = before if fitted.at_bound else apply_temperature(before, fitted.value)
-            tables[title] = {"before": before, "after": after, "temperature": fitted}
+            temperature, before = fit_temperature(stats["validation"]), stats["predictions"]
+            tables[title] = {"before": before, "after": apply_temperature(before, temperature), "temperature": temperature}
     return tables
 
 
@@ -251,12 +249,23 @@ def calibration_table(tables: dict[str, dict]) -> pd.DataFrame:
     """Calibration error, loss and Brier score on the test part before and after, for what `calibrated` gives."""
     rows = {}
     for title, its in tables.items():
-        fitted = its["temperature"]
-        rows[title] = {"temperature": "not applied (at its bound)" if fitted.at_bound else f"{fitted.value:.2f}"}
+        rows[title] = {"temperature": round(its["temperature"], 2)}
         for name, score in (("calibration error", expected_calibration_error), ("log loss", negative_log_likelihood),
                             ("Brier score", brier)):
             rows[title] |= {f"{name} before": round(score(its["before"]), 3), "after " + name: round(score(its["after"]), 3)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def calibration_reading(tables: dict[str, dict]) -> str:
+    """What the fitted temperatures say and do, a sentence a model, made from what `calibrated` gives."""
+    told = []
+    for title, its in tables.items():
+        before, after = (expected_calibration_error(its[when]) for when in ("before", "after"))
+        videos = len(its["before"])
+        change = f"{'falls' if after < before else 'rises'} from {before:.3f} to {after:.3f}"
+        told.append(f"By its validation videos, {title} is too {'certain' if its['temperature'] > 1 else 'cautious'} "
+                    f"(temperature {its['temperature']:.2f}); with it the calibration error on the {videos} test videos {change}.")
+    return " ".join(told)
 
 
 def _seed_rows() -> dict[str, dict]:

@@ -341,19 +341,33 @@ def untrained(data: VideoData, recipe: Recipe, source: str, seed: int, backbone:
 
 def _train(data, recipe, asked, device, cache, deterministic) -> Experiment:
     experiment = untrained(data, recipe, asked["weights"], asked["seed"], asked["backbone"], device, cache, deterministic)
-    recipe, files = experiment.recipe, experiment.files
-    asked = {**asked, "recipe": recipe.to_dict(), "backbone": experiment.model.backbone}
+    files = experiment.files
+    asked = {**asked, "recipe": experiment.recipe.to_dict(), "backbone": experiment.model.backbone}
     for part in ("train", "val", "test"):  # all missing clips are told now, not in the middle of training
         read_clip_table(data.splits[part], data.root, data.class_map)
+    training = fit(experiment, asked, files.last, asked["seed"], deterministic)
+    _save(experiment, training, asked)
+    return experiment
+
+
+def fit(experiment: Experiment, asked: dict, last: Path, seed: int, deterministic: bool = True) -> Training:
+    """Trains the model of an experiment, which is then as it was in its best epoch.
+
+    Args:
+        experiment: as `untrained` gives it.
+        asked: what identifies the training.
+        last: the file of its state, left behind.
+        seed: of order, drawn views and dropout, which may differ from the experiment's own, that of kept views.
+        deterministic: as `load_or_train`.
+    """
     started = time.perf_counter()
     loaders = experiment.loader("train", train=True), experiment.loader("val")
     feature_time = time.perf_counter() - started
-    training = Training(experiment.trained_part(), recipe, len(loaders[0]), asked, files.last)
-    seed_everything(asked["seed"], deterministic)  # the same training whether activations were computed or found
+    training = Training(experiment.trained_part(), experiment.recipe, len(loaders[0]), asked, last)
+    seed_everything(seed, deterministic)  # the same training whether activations were computed or found
     training.run(*loaders, experiment.device, feature_time)
-    _save(experiment, training, asked)
     experiment.model.eval()
-    return experiment
+    return training
 
 
 class Training:
@@ -496,7 +510,8 @@ def keep_previous(files: ResultFiles) -> None:
     tag = file_hash(files.checkpoint)[:8]
     folder = files.root / "previous" / f"{files.model_name}-{tag}"
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (files.sidecar, files.checkpoint, files.stats, files.predictions):
+    repeated = sorted(files.predictions.parent.glob(f"{files.model_name}_seed_*.csv"))
+    for path in (files.sidecar, files.checkpoint, files.stats, files.predictions, *repeated):
         if path.is_file():
             os.replace(path, folder / path.name)
     print(f"the earlier model was moved to {shown(folder)}")

@@ -401,39 +401,36 @@ def negative_log_likelihood(predictions: pd.DataFrame) -> float:
     return log_loss(predictions["label"], probabilities, labels=classes)
 
 
-class Temperature(NamedTuple):
-    """A fitted temperature, and whether it is an end of `TEMPERATURE_BOUNDS`, not a minimum between them."""
-
-    value: float
-    at_bound: bool
-
-
-def fit_temperature(validation: pd.DataFrame) -> Temperature:
+def fit_temperature(validation: pd.DataFrame) -> float:
     """The scalar temperature that minimises the validation clips' negative log-likelihood (Guo et al. 2017).
 
     Log-probabilities are logits up to a constant of each clip. Since a table's probabilities are averaged
     over a video's views, this is a temperature on the logarithm of the average, not on each view's logits.
-    Where all validation clips are correct the likelihood sets no limit to sharpening, and where confidence
-    misleads none to flattening: the result is then at a bound, and better not applied.
+    As in Platt's scaling (1999), targets are not one and zero but (N + 1) / (N + K) and 1 / (N + K) for N clips and
+    K classes, as if one more clip had been seen of each answer: N correct clips don't show that none would be wrong,
+    and without a limit they would ask for certainty.
 
     Args:
         validation: prediction table of validation clips, never of those whose calibration is then measured.
+
+    Returns:
+        A value within `TEMPERATURE_BOUNDS`.
 
     Raises:
         ValueError: as `class_probabilities`.
     """
     classes, probabilities = class_probabilities(validation)
-    logits = _log(probabilities)
-    true = np.arange(len(validation)), np.searchsorted(classes, validation["label"].to_list())
+    logits, (clips, count) = _log(probabilities), probabilities.shape
+    targets = np.full((clips, count), 1 / (clips + count))
+    targets[np.arange(clips), np.searchsorted(classes, validation["label"].to_list())] *= clips + 1
 
     def loss(temperature: float) -> float:
-        return -log_softmax(logits / temperature, axis=1)[true].mean()
+        return -(targets * log_softmax(logits / temperature, axis=1)).sum(axis=1).mean()
 
-    # convex in 1 / temperature: one minimum at most, or a plateau where rounding makes the loss 0
+    # convex in 1 / temperature: one minimum at most
     found = minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=np.log(TEMPERATURE_BOUNDS),
                             method="bounded", options={"xatol": 1e-6})
-    best = min(*TEMPERATURE_BOUNDS, float(np.exp(found.x)), key=loss)
-    return Temperature(best, best in TEMPERATURE_BOUNDS)
+    return min(*TEMPERATURE_BOUNDS, float(np.exp(found.x)), key=loss)
 
 
 def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:

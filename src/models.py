@@ -287,12 +287,12 @@ def _efficientnet_b0_stages(net: nn.Module) -> OrderedDict[str, nn.Module]:
 
 def _lite0_stages(net: EfficientNet, temporal_from: int | None = None) -> OrderedDict[str, nn.Module]:
     """EfficientNet-Lite0's blocks; from block `temporal_from` on, a temporal convolution after each but the last."""
-    stages = OrderedDict(stem=PerFrame(net._conv_stem, net._bn0, nn.ReLU6()))
+    stages = OrderedDict(stem=PerFrame(net._conv_stem, net._bn0, nn.ReLU6(inplace=True)))
     for i, block in enumerate(net._blocks[:-1]):
         stages[f"block{i}"] = PerFrame(block)
         if temporal_from is not None and i >= temporal_from:
             stages[f"block{i}"] = nn.Sequential(PerFrame(block), TemporalConv(block._bn2.num_features))
-    stages["last"] = PerFrame(net._blocks[-1], net._conv_head, net._bn1, nn.ReLU6())
+    stages["last"] = PerFrame(net._blocks[-1], net._conv_head, net._bn1, nn.ReLU6(inplace=True))
     stages["pool"] = PerFrame(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return stages
 
@@ -303,7 +303,7 @@ def _pretrained(backbone: str, weights: str | None) -> nn.Module:
     if weights not in (source, None):
         raise ValueError(f"{backbone} has weights {source!r} or None, not {weights!r}")
     if source == "packaged":
-        net = EfficientNet.from_name("efficientnet-lite0")
+        net = _without_copies(EfficientNet.from_name("efficientnet-lite0"))
     else:
         net = TORCHVISION[backbone][0](weights=None)
     if weights is not None:
@@ -313,6 +313,20 @@ def _pretrained(backbone: str, weights: str | None) -> nn.Module:
         except RuntimeError as error:
             raise WeightsError(f"{weights_file(backbone)} holds weights of another network than {backbone}: "
                                "delete it and it is fetched again") from error
+    return net
+
+
+def _without_copies(net: EfficientNet) -> EfficientNet:
+    """The same function to the last bit, in less time and memory: padding that is the same on both sides is left to the
+    convolution, which needs no padded copy for it, and ReLU6 overwrites its input."""
+    for module in net.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d):
+            left, right, top, bottom = padding.padding
+            if (left, top) == (right, bottom):
+                module.padding, module.static_padding = (top, left), nn.Identity()
+        elif isinstance(module, nn.ReLU6):
+            module.inplace = True
     return net
 
 

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet50_Weights
 from torchvision.models.video import R3D_18_Weights
+from torchvision.transforms import v2
 
 from config import Preprocessing
 from conftest import REAL_CLIPS, frame_numbers, numbered_frames, write_csv, write_video
 from data_loader import (
-    ClipViews, FrameSampler, VideoDataset2D, VideoDataset3D, VideoError, VideoInfo, apply_transform, eval_transform,
+    ClipViews, FrameByFrame, FrameSampler, VideoDataset2D, VideoDataset3D, VideoError, VideoInfo, apply_transform, eval_transform,
     extract_frames, load_dataset, make_loader, open_video, read_clip_table, read_frames, seed_transform,
     segment_indices, time_indices, train_transform, window_indices,
 )
@@ -239,3 +240,13 @@ def test_load_dataset(tiny_dataset):
 def test_sampler_uses_the_files_frame_rate():
     assert np.diff(FrameSampler(8, "time", 10.0)(VideoInfo(300, 30.0, 1, 1))).tolist() == [3] * 7
     assert np.diff(FrameSampler(8, "time", 10.0)(VideoInfo(300, 0.0, 1, 1))).tolist() == [1] * 7
+
+
+def test_colour_is_drawn_once_a_clip_and_equals_the_clip_as_a_whole():
+    jitter = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)
+    clip = torch.randint(0, 256, (5, 3, 20, 24), dtype=torch.uint8)
+    results = []
+    for transform in (jitter, FrameByFrame(jitter)):
+        torch.manual_seed(3)
+        results.append(transform(clip))
+    assert torch.equal(*results) and not torch.equal(results[0], clip)

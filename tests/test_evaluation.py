@@ -63,9 +63,11 @@ def test_calibration_before_and_after():
     tables = evaluation.calibrated({"a": {"predictions": sure, "validation": sure}, "b": {"predictions": sure}})
     assert list(tables) == ["a"] and (tables["a"]["after"]["predicted"] == sure["predicted"]).all()
     scores = evaluation.calibration_table(tables).loc["a"]
-    assert tables["a"]["temperature"].value == pytest.approx(3, rel=0.1)
+    assert tables["a"]["temperature"] == pytest.approx(3, rel=0.1)
     for name in ("calibration error", "log loss", "Brier score"):
         assert scores[f"after {name}"] < scores[f"{name} before"]
+    told = evaluation.calibration_reading(tables)
+    assert "a is too certain (temperature" in told and f"falls from {scores['calibration error before']:.3f}" in told
 
 
 def write_results(root, kind, predictions):

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torchvision import models as tv
 
@@ -227,3 +228,19 @@ def test_learned_pooling_in_the_model(pooling):
 def test_wrong_choices_are_told(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_lite0_equals_its_package_in_values_and_gradients():
+    ours = FrameModel(3, "efficientnet_lite0", weights="packaged").eval()
+    theirs = EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(models.load_weights("efficientnet_lite0"))
+    theirs.to(memory_format=torch.channels_last)
+    frames = torch.randn(3, 3, 224, 224)
+    mine, reference = ours.stages(frames[None])[0], theirs.extract_features(frames).mean(dim=(2, 3))
+    torch.testing.assert_close(mine, reference)
+    for features in (mine, reference):
+        features.square().sum().backward()
+    compared = dict(theirs.named_parameters())
+    for (name, parameter), (_, gradient) in zip(
+            [(n, p) for n, p in compared.items() if p.grad is not None], ours.stages.named_parameters(), strict=True):
+        torch.testing.assert_close(gradient.grad, parameter.grad, rtol=1e-3, atol=1e-3 * float(parameter.grad.abs().max()), msg=name)

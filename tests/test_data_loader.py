@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 from config import Preprocessing
 from conftest import REAL_CLIPS, frame_numbers, numbered_frames, write_csv, write_video
 from data_loader import (
-    ClipViews, FrameByFrame, FrameSampler, VideoDataset2D, VideoDataset3D, VideoError, VideoInfo, apply_transform, eval_transform,
-    extract_frames, load_dataset, make_loader, open_video, read_clip_table, read_frames, seed_transform,
+    ClipViews, FrameByFrame, FrameSampler, VideoDataset2D, VideoDataset3D, VideoError, VideoInfo, apply_transform,
+    eval_transform, extract_frames, load_dataset, make_loader, open_video, read_clip_table, read_frames, seed_transform,
     segment_indices, time_indices, train_transform, window_indices,
 )
 from models import preprocessing_of

@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 import seed_pipeline
 from config import RESULTS, ROOT, get_recipe, shown
 from data_loader import (
-    ClipViews, DrawnView, VideoDataset2D, apply_transform, eval_transform, read_frames, segment_indices,
-    train_transform,
+    ClipViews, DrawnView, VideoDataset2D, apply_transform, eval_transform, read_frames, seed_worker,
+    segment_indices, train_transform,
 )
 from evaluation import evaluate
 from experiment import Training, load_or_train, open_data, untrained
@@ -133,8 +133,8 @@ def train_on(model, recipe, kept: dict[str, Activations], last: Path) -> float:
 
 
 def measure_loader(kind: str, clips: str) -> dict:
-    """Training views a second in one process: the seed's data set; ours from the file, one view of a clip or all of the
-    recipe's in one pass, as activations are computed; from kept frames; and from kept activations."""
+    """Training views a second of one loader worker: the seed's data set; ours from the file, one view of a clip or all of
+    the recipe's in one pass, as activations are computed; from kept frames; and from kept activations."""
     data = open_quietly(clips)
     files, labels = clip_lists(data, "train")
     count = min(24, len(files))
@@ -151,10 +151,12 @@ def measure_loader(kind: str, clips: str) -> dict:
         for path in kept:
             save_array(path, np.zeros((views, *shape), np.float16))
         activations = Activations(kept, labels[:count], draw=True)
-        sources = {"seed": seed, "ours_one_view": ours, "ours_all_views": ClipViews(ours, views, pixels=True),
+        sources = {"ours_one_view": ours, "ours_all_views": ClipViews(ours, views, pixels=True),
                    "ours_frames_kept": stored, "ours_activations_kept": activations}
-        rates = {name: rate(source.__getitem__, range(min(count, 8 if name == "seed" else count)))
-                 for name, source in sources.items()}
+        torch.set_num_threads(1)  # as DataLoader does in every worker, the seed's too
+        rates = {"seed": rate(seed.__getitem__, range(min(count, 8)))}
+        seed_worker(0)  # what ours add to that
+        rates |= {name: rate(source.__getitem__, range(count)) for name, source in sources.items()}
         rates["ours_all_views"] *= views
         return {f"{name}_views_per_s": value for name, value in rates.items()}
 
@@ -203,7 +205,8 @@ def decode_torchcodec(path: str) -> torch.Tensor:
 
 
 def measure_transforms(clips: str) -> dict:
-    """Milliseconds a clip of 20 frames: torchvision's first transforms on PIL frames, and ours on the clip."""
+    """Milliseconds a clip of 20 frames in a loader worker: torchvision's first transforms on PIL frames, ours on the clip."""
+    seed_worker(0)
     data = open_quietly(clips)
     frames, _ = read_frames(clip_lists(data, "train")[0][0], lambda info: segment_indices(info.frames, 20))
     prep, result = preprocessing_of("resnet18"), {}

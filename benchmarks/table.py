@@ -76,7 +76,7 @@ def loading(measured: dict) -> str:
     if times := measured.get("transforms"):
         rows += [["20 frames", f"{part} transform [ms]", value(times[f"{part}_seed_ms"]), value(times[f"{part}_ours_ms"]),
                   ratio(times[f"{part}_seed_ms"], times[f"{part}_ours_ms"])] for part in ("train", "eval")]
-    return table("Loading, one process", ["what for", "what", "seed's / torchvision's first", "ours", "ratio"], rows)
+    return table("Loading, one worker", ["what for", "what", "seed's / torchvision's first", "ours", "ratio"], rows)
 
 
 def latency(measured: dict) -> str:

@@ -207,7 +207,7 @@ def choose_precision(frozen: FrozenTrunk, clips: ClipViews, memo: Path) -> str:
     """`bfloat16` where it is tried and found faster than float32 and near enough, else `float32`.
 
     Where the hardware computes with bfloat16 (CUDA; CPUs with AVX512-BF16 or AMX), one view of each of two clips is
-    run in both. The outcome is told in one line and remembered beside the activations, so that a later run on the
+    run in both, the second of them timed. The outcome is told in one line and remembered beside the activations, so that a later run on the
     same hardware finds their files.
 
     Args:
@@ -234,13 +234,13 @@ def _computes_bfloat16(device: str | torch.device) -> bool:
 
 
 def _try_bfloat16(frozen: FrozenTrunk, clips: ClipViews) -> dict:
-    views = [clips[i][0][:1] for i in range(min(2, len(clips)))]  # (1, T, C, H, W) each
+    first, second = (clips[i][0][:1] for i in (0, min(1, len(clips) - 1)))  # (1, T, C, H, W) each
     seconds, outputs = {}, {}
     for precision in ("float32", "bfloat16"):
         frozen.precision = precision
-        frozen(views[0])  # warms up
+        warming = frozen(first)
         started = time.perf_counter()
-        outputs[precision] = np.stack([frozen(view) for view in views]).astype(np.float64)
+        outputs[precision] = np.stack([warming, frozen(second)]).astype(np.float64)
         seconds[precision] = time.perf_counter() - started
     exact, half = outputs["float32"], outputs["bfloat16"]
     speed = seconds["float32"] / seconds["bfloat16"]

@@ -503,6 +503,5 @@ def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | N
     if recipe.preprocessing == "seed":
         model.preprocessing = Preprocessing()
     model.update_frozen_batchnorm = recipe.frozen_batchnorm == "update"
-    if backbone != "resnet3d":
-        model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last_3d if backbone == "resnet3d" else torch.channels_last)
     return model

@@ -231,17 +231,21 @@ def clip_table(results: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
-def calibrated(results: dict[str, dict]) -> dict[str, dict[str, pd.DataFrame]]:
+def calibrated(results: dict[str, dict]) -> dict[str, dict]:
     """Test predictions of the models that kept validation predictions, as they are and with a fitted temperature.
 
     Returns:
-        Title to `before` and `after`, prediction tables, and `temperature`, fitted on the validation part.
+        Title to `before` and `after`, prediction tables; `temperature`, fitted on the validation part; and `validation`,
+        how many of its answers are right, of how many.
     """
     tables = {}
     for title, stats in results.items():
         if "validation" in stats:
-            temperature, before = fit_temperature(stats["validation"]), stats["predictions"]
-            tables[title] = {"before": before, "after": apply_temperature(before, temperature), "temperature": temperature}
+            validation, before = stats["validation"], stats["predictions"]
+            temperature = fit_temperature(validation)
+            right = int((validation["label"] == validation["predicted"]).sum())
+            tables[title] = {"before": before, "after": apply_temperature(before, temperature), "temperature": temperature,
+                             "validation": (right, len(validation))}
     return tables
 
 
@@ -252,7 +256,7 @@ def calibration_table(tables: dict[str, dict]) -> pd.DataFrame:
         rows[title] = {"temperature": round(its["temperature"], 2)}
         for name, score in (("calibration error", expected_calibration_error), ("log loss", negative_log_likelihood),
                             ("Brier score", brier)):
-            rows[title] |= {f"{name} before": round(score(its["before"]), 3), "after " + name: round(score(its["after"]), 3)}
+            rows[title] |= {f"{name} {when}": round(score(its[when]), 3) for when in ("before", "after")}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
@@ -261,11 +265,12 @@ def calibration_reading(tables: dict[str, dict]) -> str:
     told = []
     for title, its in tables.items():
         before, after = (expected_calibration_error(its[when]) for when in ("before", "after"))
-        videos = len(its["before"])
+        right, clips = its["validation"]
         change = f"{'falls' if after < before else 'rises'} from {before:.3f} to {after:.3f}"
-        told.append(f"By its validation videos, {title} is too {'certain' if its['temperature'] > 1 else 'cautious'} "
-                    f"(temperature {its['temperature']:.2f}); with it the calibration error on the {videos} test videos {change}.")
-    return " ".join(told)
+        told.append(f"{right} right answers on {clips} validation videos warrant {'less' if its['temperature'] > 1 else 'more'} "
+                    f"certainty than {title} has (temperature {its['temperature']:.2f}); with it, the calibration error on the "
+                    f"{len(its['before'])} test videos {change}.")
+    return "\n\n".join(told)
 
 
 def _seed_rows() -> dict[str, dict]:

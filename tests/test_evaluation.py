@@ -65,9 +65,9 @@ def test_calibration_before_and_after():
     scores = evaluation.calibration_table(tables).loc["a"]
     assert tables["a"]["temperature"] == pytest.approx(3, rel=0.1)
     for name in ("calibration error", "log loss", "Brier score"):
-        assert scores[f"after {name}"] < scores[f"{name} before"]
+        assert scores[f"{name} after"] < scores[f"{name} before"]
     told = evaluation.calibration_reading(tables)
-    assert "a is too certain (temperature" in told and f"falls from {scores['calibration error before']:.3f}" in told
+    assert "on 2000 validation videos warrant less certainty than a has" in told and f"falls from {scores['calibration error before']:.3f}" in told
 
 
 def write_results(root, kind, predictions):

@@ -319,7 +319,7 @@ class FrameByFrame(v2.Transform):
 
     def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
         """(T, C, H, W) to the same."""
-        return torch.cat([self.step.transform(frame, params) for frame in inpt.split(1)])
+        return torch.cat([self.step.transform(frame.contiguous(), params) for frame in inpt.split(1)])
 
 
 def _resize_settings(prep: Preprocessing) -> dict:
@@ -332,7 +332,8 @@ def eval_transform(prep: Preprocessing) -> ClipTransform:
     The presets resize with torchvision's first transforms, which round uint8 otherwise than v2's.
     """
     size = list(prep.resize) if isinstance(prep.resize, tuple) else prep.resize
-    steps = [transforms.Resize(size, **_resize_settings(prep)), transforms.CenterCrop(prep.crop)]
+    steps = [transforms.Lambda(torch.Tensor.contiguous), transforms.Resize(size, **_resize_settings(prep)),
+             transforms.CenterCrop(prep.crop)]
     return ClipTransform(steps, prep.mean, prep.std)
 
 
@@ -371,8 +372,8 @@ def apply_transform(frames: np.ndarray, transform: Callable | None) -> torch.Ten
     seed's do. Without a transform the pixels come back as they are, uint8.
     """
     if transform is None or isinstance(transform, ClipTransform):
-        clip = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()  # (T, C, H, W)
-        return clip if transform is None else transform(clip)
+        clip = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (T, C, H, W), channels last in memory: cropped sooner
+        return clip.contiguous() if transform is None else transform(clip)
     return torch.stack([transform(frame) for frame in frames])
 
 

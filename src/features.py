@@ -207,8 +207,8 @@ def choose_precision(frozen: FrozenTrunk, clips: ClipViews, memo: Path) -> str:
     """`bfloat16` where it is tried and found faster than float32 and near enough, else `float32`.
 
     Where the hardware computes with bfloat16 (CUDA; CPUs with AVX512-BF16 or AMX), one view of each of two clips is
-    run in both, the second of them timed. The outcome is told in one line and remembered beside the activations, so that a later run on the
-    same hardware finds their files.
+    run in both, the second of them timed. The outcome is told in one line and remembered beside the activations, so
+    that a later run on the same hardware finds their files.
 
     Args:
         frozen: the trunk.
@@ -221,8 +221,8 @@ def choose_precision(frozen: FrozenTrunk, clips: ClipViews, memo: Path) -> str:
         known = _try_bfloat16(frozen, clips) if _computes_bfloat16(frozen.device) else {"precision": "float32"}
         update_json(memo, **{hardware: known})
         if "speed" in known:
-            print(f"trunk in {known['precision']}: bfloat16 has {known['speed']:.1f} times the speed of float32 here and is "
-                  f"off by {known['error']:.1%} of the activations' norm (at most {TOLERANCE:.0%} is taken)")
+            print(f"trunk in {known['precision']}: bfloat16 has {known['speed']:.1f} times float32's speed here and is off by "
+                  f"{known['error']:.1%} (up to {TOLERANCE:.0%} is taken)")
     return known["precision"]
 
 

@@ -230,7 +230,8 @@ def accuracy_difference(first: pd.DataFrame, second: pd.DataFrame, repeats: int 
                         level: float = 0.95) -> Interval:
     """Accuracy of the first model less that of the second, with the paired interval of `group_bootstrap`.
 
-    Both models see the same resampled groups. Where the models differ on no clip the interval is [0, 0].
+    Both models see the same resampled groups. Where they differ on no clip, or in a class of one group only,
+    which can't be resampled, the interval is a point and says nothing.
 
     Raises:
         ValueError: as `mcnemar`.
@@ -305,11 +306,13 @@ def _read_pair(pair, level: float, comparisons: int) -> str:
     if b == 0:
         return (f"Of {_videos(pair.clips)}, none is right with only one of {better} and {worse}: "
                 "the test set can't tell them apart.")
+    interval = (f"{100 * level:g}% interval {100 * low:z.1f} to {100 * high:z.1f}" if low < high else
+                "no interval, since resampling whole groups never changes it")
     adjusted = f", {_p(pair.p_holm)} after Holm over {comparisons} comparisons" if comparisons > 1 else ""
     return (f"Of {_videos(pair.clips)}, {b} {'is' if b == 1 else 'are'} right with {better} only and "
             f"{c or 'none'} with {worse} only: a difference of {100 * (b - c) / pair.clips:.1f} percentage "
-            f"points ({100 * level:g}% interval {100 * low:z.1f} to {100 * high:z.1f}; exact McNemar "
-            f"{_p(pair.p_value)}{adjusted}). {_verdict(pair, better, 1 - level, comparisons)}")
+            f"points ({interval}; exact McNemar {_p(pair.p_value)}{adjusted}). "
+            f"{_verdict(pair, better, 1 - level, comparisons)}")
 
 
 def _verdict(pair, better: str, alpha: float, comparisons: int) -> str:

@@ -409,8 +409,8 @@ class ResNet3D(VideoModel):
 class InflatedEfficientNet(VideoModel):
     """EfficientNet-Lite0 (ImageNet) inflated to video: (B, C, T, H, W) -> (B, num_classes).
 
-    Depthwise temporal convolutions that start as the identity stand between the blocks of the last two stages,
-    and frame features are averaged over time at the end. `stage` trains these two stages.
+    Depthwise temporal convolutions that start as the identity stand between the blocks behind the last
+    downsampling, and frame features are averaged over time at the end. `stage` trains from there on.
 
     Args:
         num_classes: logits.
@@ -422,7 +422,7 @@ class InflatedEfficientNet(VideoModel):
         WeightsError: the packaged weights are missing.
     """
 
-    FROZEN_BLOCKS = 11
+    FROZEN_BLOCKS = 12
 
     def __init__(self, num_classes: int, dropout: float = 0.5, weights: str | None = "packaged",
                  trained: str = "stage"):
@@ -456,7 +456,7 @@ def choose_source(kind: str, weights: str = "auto") -> str:
         print(f"weights: torchvision's {path.name}")
         return "torchvision"
     except WeightsError:
-        print(f"weights: {path.name} is neither cached nor can it be fetched; "
+        print(f"weights: {path.name} can't be fetched; "
               f"taking the packaged ImageNet weights of {TITLES[PACKAGED[kind]]}")
         return "packaged"
 

@@ -249,7 +249,8 @@ def _metrics(stats: dict) -> str:
     note = [f"On {len(predictions)} test videos.",
             f"Each is seen in {views} views, whose probabilities are averaged." if views else "",
             "Wilson's interval takes videos as independent; the other one resamples whole groups.",
-            "With every video right, resampling says nothing: read Wilson's." if wilson.estimate == 1 else "",
+            "Resampling never changes this accuracy and so says nothing: read Wilson's."
+            if clustered.low == clustered.high else "",
             seeds.reading(pd.DataFrame(stats["seeds"])) if "seeds" in stats else ""]
     return f"{' '.join(filter(None, note))}\n\n{_markdown_table(pd.DataFrame(rows, columns=columns))}"
 

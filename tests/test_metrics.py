@@ -270,6 +270,9 @@ def pair(b, c, clips=40, p_holm=None, low=None, high=None, first="M", second="N"
     (pair(0, 40, high=0.0),
      "percentage points (95% interval 0.0 to 101.0; exact McNemar p < 0.001). The test set does not resolve "
      "it: with whole groups resampled, the interval reaches zero."),
+    (pair(1, 0, low=0.025, high=0.025),
+     "points (no interval, since resampling whole groups never changes it; exact McNemar p = 1). The test set "
+     "does not resolve it: 1 such video can't give a p below 1."),
 ])
 def test_reading_says_what_the_numbers_allow(row, said):
     assert metrics.reading(row).endswith(said)

@@ -306,7 +306,7 @@ def test_trained_head_equals_a_plain_loop():
 def test_stage_starts_pretrained_and_the_model_keeps_its_weights():
     model = InflatedEfficientNet(3, trained="stage")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    views = some_views(model, (2, 112, 3, 3), clips=4)
+    views = some_views(model, (2, 192, 3, 3), clips=4)
     recipe = get_recipe("recommended", "3d", trained="stage", lr=5e-4, epochs=2, batch_size=4)
     head = tuning.new_head(model, recipe)
     pairs = zip(head[0].parameters(), model.head[0].parameters(), strict=True)

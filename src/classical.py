@@ -40,7 +40,8 @@ from evaluation import read_predictions
 from experiment import VideoData, differences, keep_previous
 from metrics import classification_metrics
 from splits import group_pairs, stratified_folds
-from utils import atomic_path, environment, memory_mb, read_json, update_json, write_csv, write_json
+from store import atomic_path
+from utils import environment, memory_mb, read_json, update_json, write_csv, write_json
 
 FOLDS = 5
 LATENCY_CLIPS = 10

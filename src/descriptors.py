@@ -24,8 +24,7 @@ from tqdm import tqdm
 from config import CACHE
 from data_loader import VideoInfo, clip_file, read_frames, segment_indices
 from demo_dataset import available_cpus, opencv_without_threads
-from store import ArrayStore, file_hash
-from utils import atomic_path
+from store import ArrayStore, atomic_path, file_hash
 
 VERSION = 1  # raise it where the same settings give other numbers
 WIDTH, HEIGHT = 160, 120  # every frame is brought to this size, in pixels

@@ -128,12 +128,12 @@ def find_folder(dataset: str) -> Path:
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    places = [Path(dataset).expanduser(), ROOT / dataset]
+    places = dict.fromkeys([Path(dataset).expanduser().absolute(), ROOT / dataset])
     for place in places:
         if place.is_dir():
             return place.resolve()
     raise FileNotFoundError(f"DATASET={dataset}: neither demo, ucf101 nor a folder (looked at "
-                            f"{' and '.join(str(p.absolute()) for p in places)})")
+                            f"{' and '.join(map(str, places))})")
 
 
 def _folder_name(root: Path) -> str:

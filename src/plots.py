@@ -20,7 +20,7 @@ from PIL import Image
 from data_loader import clip_file, read_frames, read_timed_frames, segment_indices, time_indices
 from descriptors import flow_of_pairs, read_pairs
 from metrics import coverage_curve, reliability
-from utils import atomic_path
+from store import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
 

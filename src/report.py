@@ -40,7 +40,8 @@ from metrics import (
 )
 from models import TITLES, preprocessing_of
 from run_notebooks import NOTEBOOKS
-from utils import atomic_path, hardware_line, read_json
+from store import atomic_path
+from utils import hardware_line, read_json
 
 PHONE = 360  # pixels: a wider picture scrolls in a box of its own where the screen is narrow
 COLOURS = 10_000  # a picture with more is a photograph

@@ -13,6 +13,8 @@ import argparse
 import os
 import textwrap
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -21,9 +23,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from config import ROOT, shown
-from evaluation import comparison_table, load_results
-from experiment import find_folder, open_data
-from utils import atomic_path, environment, hardware_line
+from store import atomic_path
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -82,28 +82,50 @@ def _write(notebook, path: Path) -> None:
         nbformat.write(notebook, temporary)
 
 
+# What needs torch runs in a process of its own: here it would stay in memory beside the notebooks'.
+
+def _open_data(dataset: str) -> tuple[str, Path]:
+    """Makes the data ready; the name for DATASET, and where the results go."""
+    from experiment import find_folder, open_data
+
+    if dataset not in ("demo", "ucf101"):
+        dataset = str(find_folder(dataset))
+    data = open_data(dataset, os.environ.get("SPLIT") or None, os.environ.get("CLASSES", "").split() or None,
+                     int(os.environ.get("SEED") or 42))
+    print(f"data set {data.name}: {data.split['clips']} clips, split {data.split['kind']}, {len(data.classes)} classes",
+          flush=True)
+    return dataset, data.results
+
+
+def _headline(results: Path) -> str:
+    """The headline table and the hardware line."""
+    from evaluation import comparison_table, load_results
+    from utils import environment, hardware_line
+
+    table = comparison_table(load_results(results))
+    return f"{table[~table.index.str.startswith('seed ')].to_string()}\n\nhardware: {hardware_line(environment())}"
+
+
+def _apart(function, *arguments):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Executes the notebooks and prints the headline table.")
     parser.add_argument("names", nargs="*", help="notebooks, such as 03_2d_cnn (default: all)")
     names = parser.parse_args(arguments).names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     started = time.perf_counter()
-    dataset = os.environ.get("DATASET") or "demo"
     try:
-        if dataset not in ("demo", "ucf101"):
-            dataset = os.environ["DATASET"] = str(find_folder(dataset))
-        data = open_data(dataset, os.environ.get("SPLIT") or None, os.environ.get("CLASSES", "").split() or None,
-                         int(os.environ.get("SEED") or 42))
+        dataset, results = _apart(_open_data, os.environ.get("DATASET") or "demo")
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    results = data.results
-    print(f"data set {data.name}: {data.split['clips']} clips, split {data.split['kind']}, {len(data.classes)} classes")
+    os.environ["DATASET"] = dataset
     target = NOTEBOOKS if dataset == "demo" else results / "notebooks"
     for name in names:
         execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", results / "failed", started)
-    table = comparison_table(load_results(results))
-    print(f"\n{table[~table.index.str.startswith('seed ')].to_string()}\n"
-          f"\nhardware: {hardware_line(environment())}\nnotebooks: {shown(target)}/   results: {shown(results)}/   "
+    print(f"\n{_apart(_headline, results)}\nnotebooks: {shown(target)}/   results: {shown(results)}/   "
           f"elapsed: {time.perf_counter() - started:.0f} s")
 
 

@@ -1,26 +1,40 @@
-"""Arrays that are computed once and kept on disk: whole or absent, shared by processes, within a budget.
+"""Files that are whole or absent, and arrays computed once and kept in them: shared by processes, within a budget.
 
-A file is named by everything that decides its content, the bytes of its clip among them, so that a changed clip has
-another file. It is written under a temporary name and moved into place: two processes that compute the same write the
-same, and a file that is there is complete. Where the budget is exceeded, what was used longest ago goes.
+An array's file is named by everything that decides its content, the bytes of its clip among them, so that a changed
+clip has another file. It is written under a temporary name and moved into place: two processes that compute the same
+write the same, and a file that is there is complete. Where the budget is exceeded, what was used longest ago goes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from config import CACHE, CACHE_GB
-from utils import atomic_path
 
 ABANDONED = 3600  # seconds after which a temporary file is taken for that of a killed process
 TRIM_EVERY = 64  # files written between two looks at the budget
+
+
+@contextmanager
+def atomic_path(path: str | Path):
+    """A temporary name beside `path`, with its suffix, that is moved into place when the block ends without error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class ArrayStore:

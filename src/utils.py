@@ -9,9 +9,7 @@ import os
 import platform
 import random
 import resource
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -22,6 +20,8 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils.data import DataLoader
+
+from store import atomic_path
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
@@ -123,19 +123,6 @@ class EarlyStopping:
 
 
 # ---------------------------------------------------------------- files that are whole or not there
-
-@contextmanager
-def atomic_path(path: str | Path):
-    """A temporary name beside `path`, with its suffix, that is moved into place when the block ends without error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{threading.get_ident()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
 
 def read_json(path: str | Path) -> dict:
     """A JSON document, or an empty one where the file is absent.

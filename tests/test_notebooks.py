@@ -1,6 +1,8 @@
 """The committed notebooks: executed in order, clean, thin; and a runner that loses nothing."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -47,6 +49,11 @@ def test_runner_writes_whole_notebooks_and_keeps_the_old_one_on_failure(tmp_path
     with pytest.raises(SystemExit, match="bad.ipynb failed: ValueError: told"):
         run_notebooks.execute(bad, bad, tmp_path / "failed", 0.0)
     assert bad.read_bytes() == before and (tmp_path / "failed" / "bad.ipynb").is_file()
+
+
+def test_runner_leaves_the_memory_to_the_notebooks():
+    code = "import sys; sys.path.insert(0, 'src'); import run_notebooks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_runner_names_a_missing_data_set(monkeypatch):

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from store import atomic_path
 from utils import (
-    EarlyStopping, atomic_path, eval_one_epoch, memory_mb, read_json, save_array, seed_everything, train_one_epoch,
+    EarlyStopping, eval_one_epoch, memory_mb, read_json, save_array, seed_everything, train_one_epoch,
     update_json, write_csv, write_json,
 )
 

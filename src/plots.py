@@ -329,8 +329,10 @@ def animation(frames: np.ndarray, caption: str, fps: float = 8.0, height: int = 
     buffer = io.BytesIO()
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
     data, words = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption, quote=True)
-    return (f'<figure style="display:inline-block;margin:0 1em 1em 0"><img alt="animation: {words}" width="{width}" '
-            f'height="{height}" src="data:image/gif;base64,{data}"><figcaption>{words}</figcaption></figure>')
+    style = (f"display:inline-block;vertical-align:top;width:{width}px;margin:0 1em 1em 0;font-size:.85em;"
+             "overflow-wrap:anywhere")
+    return (f'<figure style="{style}"><img alt="animation: {words}" width="{width}" height="{height}" '
+            f'src="data:image/gif;base64,{data}"><figcaption>{words}</figcaption></figure>')
 
 
 def animated_samples(table: pd.DataFrame, root: str | Path, seconds: float = 2.5, fps: float = 8.0) -> str:
@@ -506,7 +508,8 @@ def inline_picture(figure: Figure, words: str, height: int) -> str:
         height: in pixels.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(words, quote=True)}" height="{height}" src="data:image/png;base64,{data}">'
+    return (f'<img alt="{html.escape(words, quote=True)}" style="height:{height}px;width:auto;vertical-align:top" '
+            f'src="data:image/png;base64,{data}">')

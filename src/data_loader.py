@@ -22,6 +22,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # an unreadabl
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 from torchvision.transforms import v2
@@ -302,24 +303,27 @@ class ClipTransform:
 
 
 class FrameByFrame(v2.Transform):
-    """A transform drawn once a clip but run a frame at a time: the same values sooner, since what lies between its steps
-    stays in the processor's cache.
+    """A transform drawn once a clip but run a frame at a time: the same values sooner and in less memory, since what
+    lies between its steps stays in the processor's cache.
 
     Args:
-        step: on (T, C, H, W), each frame by itself.
+        step: on (T, C, H, W), each frame by itself: a single v2 transform, or a module that draws nothing.
     """
 
-    def __init__(self, step: v2.Transform):
+    def __init__(self, step: nn.Module):
         super().__init__()
         self.step = step
 
     def make_params(self, flat_inputs: list) -> dict:
         """The step's own draw."""
-        return self.step.make_params(flat_inputs)
+        return self.step.make_params(flat_inputs) if isinstance(self.step, v2.Transform) else {}
 
     def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
         """(T, C, H, W) to the same."""
-        return torch.cat([self.step.transform(frame.contiguous(), params) for frame in inpt.split(1)])
+        frames = [frame.contiguous() for frame in inpt.split(1)]
+        if isinstance(self.step, v2.Transform):
+            return torch.cat([self.step.transform(frame, params) for frame in frames])
+        return torch.cat([self.step(frame) for frame in frames])
 
 
 def _resize_settings(prep: Preprocessing) -> dict:
@@ -332,9 +336,8 @@ def eval_transform(prep: Preprocessing) -> ClipTransform:
     The presets resize with torchvision's first transforms, which round uint8 otherwise than v2's.
     """
     size = list(prep.resize) if isinstance(prep.resize, tuple) else prep.resize
-    steps = [transforms.Lambda(torch.Tensor.contiguous), transforms.Resize(size, **_resize_settings(prep)),
-             transforms.CenterCrop(prep.crop)]
-    return ClipTransform(steps, prep.mean, prep.std)
+    step = nn.Sequential(transforms.Resize(size, **_resize_settings(prep)), transforms.CenterCrop(prep.crop))
+    return ClipTransform([FrameByFrame(step)], prep.mean, prep.std)
 
 
 def train_transform(prep: Preprocessing) -> ClipTransform:

@@ -250,3 +250,8 @@ def test_colour_is_drawn_once_a_clip_and_equals_the_clip_as_a_whole():
         torch.manual_seed(3)
         results.append(transform(clip))
     assert torch.equal(*results) and not torch.equal(results[0], clip)
+
+
+def test_what_a_worker_hands_over_is_the_crop_alone():
+    clip = eval_transform(Preprocessing()).pixels_only()(torch.zeros(2, 240, 320, 3, dtype=torch.uint8).permute(0, 3, 1, 2))
+    assert clip.is_contiguous() and clip.untyped_storage().nbytes() == 2 * 3 * 224 * 224

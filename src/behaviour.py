@@ -426,4 +426,5 @@ def _exhibit(experiment: Experiment, clip) -> str:
     plots.probability_lines(course, ax)
     words = ", ".join(f"{name} {column.min():.2f} to {column.max():.2f}" for name, column in course.items())
     drawn = plots.inline_picture(figure, f"class probabilities over time: {words}", height=150)
-    return f'<div style="display:inline-block;vertical-align:top;margin-right:1em">{plots.animation(frames, caption, rate)}{drawn}</div>'
+    return ('<div style="display:inline-block;vertical-align:top;margin-right:1em">'
+            f'{plots.animation(frames, caption, rate)}{drawn}</div>')

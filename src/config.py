@@ -114,9 +114,9 @@ _SEED = dict(
 
 RECIPES = {
     ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, sampling="segments", pooling="attention",
-                                   patience=5),
+                                  patience=5),
     ("recommended", "3d"): Recipe("recommended", "3d", num_frames=16, sampling="time", frame_rate=15.0,
-                                   batch_size=4),
+                                  batch_size=4),
     ("seed", "2d"): Recipe(kind="2d", num_frames=20, trained="all", batch_size=4, patience=3, **_SEED),
     ("seed", "3d"): Recipe(kind="3d", num_frames=16, trained="head", batch_size=2, patience=4, **_SEED),
 }

@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -320,10 +321,9 @@ class FrameByFrame(v2.Transform):
 
     def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
         """(T, C, H, W) to the same."""
-        frames = [frame.contiguous() for frame in inpt.split(1)]
-        if isinstance(self.step, v2.Transform):
-            return torch.cat([self.step.transform(frame, params) for frame in frames])
-        return torch.cat([self.step(frame) for frame in frames])
+        drawn = isinstance(self.step, v2.Transform)
+        step = partial(self.step.transform, params=params) if drawn else self.step
+        return torch.cat([step(frame.contiguous()) for frame in inpt.split(1)])
 
 
 def _resize_settings(prep: Preprocessing) -> dict:

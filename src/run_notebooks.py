@@ -82,7 +82,7 @@ def _write(notebook, path: Path) -> None:
         nbformat.write(notebook, temporary)
 
 
-# What needs torch runs in a process of its own: here it would stay in memory beside the notebooks'.
+# What needs torch is imported where it is needed: it would stay in this process's memory beside the notebooks'.
 
 def _open_data(dataset: str) -> tuple[str, Path]:
     """Makes the data ready; the name for DATASET, and where the results go."""
@@ -106,11 +106,6 @@ def _headline(results: Path) -> str:
     return f"{table[~table.index.str.startswith('seed ')].to_string()}\n\nhardware: {hardware_line(environment())}"
 
 
-def _apart(function, *arguments):
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Executes the notebooks and prints the headline table.")
@@ -118,14 +113,15 @@ def main(arguments: list[str] | None = None) -> None:
     names = parser.parse_args(arguments).names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     started = time.perf_counter()
     try:
-        dataset, results = _apart(_open_data, os.environ.get("DATASET") or "demo")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # its memory ends with it
+            dataset, results = process.submit(_open_data, os.environ.get("DATASET") or "demo").result()
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     os.environ["DATASET"] = dataset
     target = NOTEBOOKS if dataset == "demo" else results / "notebooks"
     for name in names:
         execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", results / "failed", started)
-    print(f"\n{_apart(_headline, results)}\nnotebooks: {shown(target)}/   results: {shown(results)}/   "
+    print(f"\n{_headline(results)}\nnotebooks: {shown(target)}/   results: {shown(results)}/   "
           f"elapsed: {time.perf_counter() - started:.0f} s")
 
 

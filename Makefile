@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: make run, make test.
+# Two commands do everything on a fresh machine: make run, make test. Each target is one python command (see the README).
 # Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|packaged|none  RECIPE=recommended|seed
 #            SPLIT=official1|official2|official3|group|random  CLASSES="A B"  SEED=42
 #            SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
 WANTED = $(or $(CLASSES),PullUps Punch PushUps)
 
 export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED SEEDS TRIALS STORAGE CACHE_GB
@@ -14,7 +15,7 @@ export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED SEEDS TRIALS STORAGE CACHE_GB
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data data-check run tune report bench test clean
+.PHONY: help install demo data data-check run tune report bench test lint clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
@@ -23,44 +24,50 @@ help:  ## Explain every target
 
 install: $(READY)  ## Create the virtual environment in .venv and install requirements.txt
 
-$(READY): requirements.txt
+$(READY): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make run PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@$(PY) -c 'import cv2' 2>/dev/null || { \
 	  echo "OpenCV's window libraries are missing here: installing its build without them"; \
 	  $(PY) -m pip uninstall --quiet --yes opencv-python; \
 	  $(PY) -m pip install --quiet --disable-pip-version-check \
-	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt) && $(PY) -c 'import cv2'; }
+	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' constraints.txt) && $(PY) -c 'import cv2'; }
+	@touch $@
+
+$(READY_DEV): $(READY) requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
 demo: $(READY)  ## Render the embedded demo clips into dataset_info/demo
-	$(PY) src/demo_dataset.py
+	$(PY) tools/data.py demo
 
 data: $(READY)  ## Fetch the wanted UCF-101 clips and split them (FROM=DIR imports a local copy; MODE=link|copy|reference)
-	$(PY) src/ucf101.py $(if $(FROM),import --from $(FROM) --$(or $(MODE),link),fetch) --classes $(WANTED)
-	$(PY) src/ucf101.py splits --classes $(WANTED)
+	$(PY) tools/data.py $(if $(FROM),import --from $(FROM) --$(or $(MODE),link),fetch) --classes $(WANTED)
+	$(PY) tools/data.py split --classes $(WANTED)
 
 data-check: $(READY)  ## Decode every clip once (DATASET=ucf101 by default); report unreadable and duplicate ones
-	$(PY) src/audit.py $(or $(DATASET),ucf101)
+	$(PY) tools/data.py check $(or $(DATASET),ucf101)
 
 run: $(READY)  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
-	$(PY) src/run_notebooks.py
+	$(PY) tools/run_notebooks.py
 
 tune: $(READY)  ## Search hyperparameters longer (TRIALS=200, CUTS="head stage", KIND="2d 3d", STORAGE=URL)
-	for kind in $(or $(KIND),2d 3d); do $(PY) src/tuning.py --kind $$kind --trials $(or $(TRIALS),200) --cuts $(or $(CUTS),head) \
-	  $(if $(STORAGE),--storage $(STORAGE)) --test || exit 1; done
+	$(PY) tools/tune.py --kind $(or $(KIND),2d 3d) --trials $(or $(TRIALS),200) --cuts $(or $(CUTS),head) \
+	  $(if $(STORAGE),--storage $(STORAGE)) --test
 
 report: $(READY)  ## Render the executed notebooks, model cards and an index page into results/<data set>/report
-	$(PY) src/report.py
+	$(PY) tools/report.py
 
-bench: $(READY)  ## Measure the study against the seed's pipeline (CLIPS=folder, REPEATS=3)
+bench: $(READY_DEV)  ## Measure the study against the seed's pipeline (CLIPS=folder, REPEATS=3)
 	$(PY) benchmarks/bench.py $(if $(CLIPS),--clips $(CLIPS)) --repeats $(or $(REPEATS),3)
 
-test: $(READY)  ## Run the test suite
+test: $(READY_DEV) lint  ## Run the lint and the test suite
 	$(PY) -m pytest
 
-clean:  ## Remove kept activations and unfinished trainings; clips, models and results stay
-	rm -rf .cache results/*/failed
-	find results -name 'last_*.pth' -delete
+lint: $(READY_DEV)  ## Check the code with ruff
+	$(PY) -m ruff check
+
+clean: $(READY)  ## Remove kept activations and unfinished trainings; clips, models and results stay
+	$(PY) tools/data.py clean

@@ -2,7 +2,7 @@
 
 Everything that costs time there is here: every frame of every clip is decoded, resized to 320x240 and blurred in every
 epoch, each frame then goes through PIL by itself, models run in float32 with NCHW tensors, the 2D network is trained
-whole, and the 3D network passes every clip through its frozen backbone at 224x224. Nothing else in the project uses it.
+whole, and the 3D network passes every clip through its frozen backbone at 224x224.
 """
 
 from __future__ import annotations
@@ -12,20 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import models, transforms
+from torchvision import models
+
+from data_loader import apply_transform, seed_transform, window_indices
 
 LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, EPOCHS, WORKERS = 0.9, 1e-4, 1e-4, 8, 4
 BATCH = {"2d": 4, "3d": 2}
 FRAMES = {"2d": 20, "3d": 16}
-
-
-def frame_transform(train: bool) -> transforms.Compose:
-    """One frame, (H, W, 3) uint8, to (3, 224, 224) float32; random parameters are drawn for each frame."""
-    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(),
-             transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3), transforms.RandomRotation(10)]
-    return transforms.Compose([
-        transforms.ToPILImage(), *(steps if train else [transforms.Resize(256), transforms.CenterCrop(224)]),
-        transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
 
 class SeedDataset(Dataset):
@@ -33,27 +26,22 @@ class SeedDataset(Dataset):
 
     Args:
         files: the clips.
-        labels: one integer a clip.
+        labels: one integer per clip.
         kind: `2d` or `3d`.
         train: a random window and random transforms, or the centre.
     """
 
     def __init__(self, files: list[str], labels: list[int], kind: str, train: bool):
         self.files, self.labels, self.kind, self.train = files, labels, kind, train
-        self.transform = frame_transform(train)
+        self.transform = seed_transform(train)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        frames, count = read_all_frames(self.files[index]), FRAMES[self.kind]
-        if len(frames) < count:
-            wanted = np.linspace(0, len(frames) - 1, count).astype(int)
-        else:
-            last = len(frames) - count
-            start = np.random.randint(0, last + 1) if self.train else last // 2
-            wanted = np.arange(start, start + count)
-        clip = torch.stack([self.transform(frames[i]) for i in wanted])  # (T, 3, 224, 224)
+        frames = read_all_frames(self.files[index])
+        wanted = window_indices(len(frames), FRAMES[self.kind], np.random.random() if self.train else 0.5)
+        clip = apply_transform([frames[i] for i in wanted], self.transform)  # (T, 3, 224, 224)
         return clip if self.kind == "2d" else clip.permute(1, 0, 2, 3), self.labels[index]
 
 
@@ -85,27 +73,19 @@ class SeedResNet18(nn.Module):
         return self.fc(self.dropout(features.mean(dim=1)))
 
 
-class SeedR3D18(nn.Module):
-    """R3D-18 with a frozen backbone and a trained linear layer. (B, 3, T, H, W) -> (B, K)."""
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.net = models.video.r3d_18(weights=None)
-        self.net.requires_grad_(False)
-        self.net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, num_classes))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
-
-
 def build(kind: str, num_classes: int) -> nn.Module:
-    """The seed's model of a kind."""
-    return SeedResNet18(num_classes) if kind == "2d" else SeedR3D18(num_classes)
+    """The seed's model of a kind; the 3D one is R3D-18, frozen but for its last layer."""
+    if kind == "2d":
+        return SeedResNet18(num_classes)
+    net = models.video.r3d_18(weights=None).requires_grad_(False)
+    net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, num_classes))
+    return net
 
 
 def loader(files: list[str], labels: list[int], kind: str, train: bool) -> DataLoader:
     """The seed's loader: four workers whatever the machine."""
-    return DataLoader(SeedDataset(files, labels, kind, train), batch_size=BATCH[kind], shuffle=train, num_workers=WORKERS)
+    dataset = SeedDataset(files, labels, kind, train)
+    return DataLoader(dataset, batch_size=BATCH[kind], shuffle=train, num_workers=WORKERS)
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:

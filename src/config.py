@@ -21,11 +21,6 @@ VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def shown(path: Path) -> str:
-    """A path as it is printed: relative to the repository where it lies in it."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
 @dataclass(frozen=True)
 class Preprocessing:
     """What a set of weights wants to see: it follows the weights, never the notebook.
@@ -42,6 +37,14 @@ class Preprocessing:
     antialias: bool = True
 
 
+# Networks: name to the kind of model that it is the backbone of, and to its name as it is written.
+KINDS = {"resnet18": "2d", "resnet50": "2d", "efficientnet_b0": "2d", "efficientnet_lite0": "2d",
+         "resnet3d": "3d", "efficientnet_lite0_3d": "3d"}
+TITLES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "efficientnet_b0": "EfficientNet-B0", "resnet3d": "R3D-18",
+          "efficientnet_lite0": "EfficientNet-Lite0", "efficientnet_lite0_3d": "inflated EfficientNet-Lite0"}
+DEFAULT_BACKBONE = {"2d": "resnet18", "3d": "resnet3d"}
+PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
+
 # Learning rates and epochs that go with what is trained: new layers alone bear, and need, a higher rate.
 RATES = {"all": 1e-4, "stage": 5e-4, "head": 1e-2}
 EPOCHS = {"all": 8, "stage": 5, "head": 8}
@@ -49,26 +52,37 @@ EPOCHS = {"all": 8, "stage": 5, "head": 8}
 NEW_STAGES = ("efficientnet_lite0_3d",)
 
 
+# Fields of a recipe, by what they decide.
+CONCERNS = {
+    "frames": ("num_frames", "sampling", "frame_rate", "train_views", "test_clips"),
+    "transforms": ("preprocessing", "augmentation"),
+    "network": ("trained", "pooling", "dropout", "frozen_batchnorm"),
+    "optimisation": ("optimizer", "lr", "weight_decay", "schedule", "batch_size", "label_smoothing", "epochs",
+                     "patience"),
+    "frozen part": ("cache", "precision"),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides how one CNN is trained and tested, apart from data, weights and seed.
 
     sampling: `window` (contiguous frames), `segments` (one frame from each of `num_frames` equal segments) or
-        `time` (`num_frames` frames at `frame_rate` frames a second).
-    trained: `all` (every layer), `stage` (the last stage and the head), `head`, or `auto`: the head, and the last stages
-        of a network that has new layers in them (see `resolved`). What is not trained is a frozen trunk.
+        `time` (`num_frames` frames at `frame_rate` frames per second).
+    trained: `all` (every layer), `stage` (the last stage and the head), `head`, or `auto`: the head, and the last
+        stages of a network that has new layers in them (see `resolved`). What is not trained is a frozen trunk.
     cache: what is computed once and kept: `activations` (of the frozen trunk, for each of `train_views` augmented
-        views of a training clip), `frames` (decoded, of `train_views` random positions; augmented anew each epoch) or
-        `none` (every clip is decoded in every epoch).
-    precision: of the frozen trunk where its activations are kept: `float32`, `bfloat16`, or `auto`, which measures.
+        views of a training clip) or `none` (every clip is decoded in every epoch).
+    precision: of the frozen trunk where its activations are kept: `float32`, `bfloat16`, or `auto`, which follows the
+        hardware (see `features.FrozenTrunk`).
     preprocessing: `weights` (what the weights were trained with) or `seed` (224, ImageNet statistics).
-    augmentation: drawn once a `clip`, or once a `frame` (the seed's mistake, kept for comparison).
+    augmentation: drawn once per `clip`, or once per `frame` (the seed's mistake, kept for comparison).
     pooling: of the 2D model's frame features over time: `avg`, `max`, `attention` or `conv` (see
         `models.TemporalPool`). 3D models do not read it.
-    frozen_batchnorm: `eval` (statistics never move) or `update` (the seed's mistake).
+    frozen_batchnorm: `eval` (statistics are never updated) or `update` (the seed's mistake).
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
     lr, epochs: None takes what goes with what is trained (RATES, EPOCHS).
-    test_clips: clips a video whose probabilities are averaged in the test.
+    test_clips: clips per video whose probabilities are averaged in the test.
     """
 
     name: str
@@ -101,16 +115,25 @@ class Recipe:
         return dataclasses.replace(self, trained=trained, lr=self.lr or RATES[trained],
                                    epochs=self.epochs or EPOCHS[trained])
 
+    def frames(self) -> dict:
+        """What a data set needs to know of it: `num_frames`, `sampling` and `frame_rate`."""
+        return {name: getattr(self, name) for name in ("num_frames", "sampling", "frame_rate")}
+
+    def by_concern(self) -> dict[str, str]:
+        """The recipe as the notebooks show it: a line for each of its concerns."""
+        return {concern: ", ".join(f"{name} = {getattr(self, name)}" for name in names)
+                for concern, names in CONCERNS.items()}
+
     def to_dict(self) -> dict:
         """The recipe as plain types, for JSON."""
         return dataclasses.asdict(self)
 
 
-_SEED = dict(
-    name="seed", sampling="window", preprocessing="seed", augmentation="frame", cache="none", train_views=1,
-    frozen_batchnorm="update", label_smoothing=0.9, optimizer="adam", lr=1e-4, weight_decay=1e-4, schedule="step",
-    epochs=8, test_clips=1,
-)
+_SEED = {
+    "name": "seed", "sampling": "window", "preprocessing": "seed", "augmentation": "frame", "cache": "none",
+    "train_views": 1, "frozen_batchnorm": "update", "label_smoothing": 0.9, "optimizer": "adam", "lr": 1e-4,
+    "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "test_clips": 1,
+}
 
 RECIPES = {
     ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, sampling="segments", pooling="attention",
@@ -135,89 +158,3 @@ def get_recipe(name: str, kind: str, **changes) -> Recipe:
     if unknown:
         raise ValueError(f"a recipe has no field {', '.join(sorted(unknown))}")
     return dataclasses.replace(RECIPES[name, kind], **changes)
-
-
-class ModelFiles:
-    """What the files of all models have in common, whatever their `root`, `model_name` and `checkpoint`."""
-
-    @property
-    def sidecar(self) -> Path:
-        return self.checkpoint.with_suffix(".json")
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions" / f"{self.model_name}.csv"
-
-
-@dataclass(frozen=True)
-class ResultFiles(ModelFiles):
-    """Where one CNN's results lie below a data set's results root: the seed's own names.
-
-    `kind` is `2d` or `3d`; `backbone` names the network in picture names (the seed's are resnet18, resnet3d).
-    """
-
-    root: Path
-    kind: str
-    backbone: str
-
-    @property
-    def model_name(self) -> str:
-        return f"{self.kind}-cnn"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "saved_models/deep_learning" / f"best_{self.model_name}.pth"
-
-    @property
-    def last(self) -> Path:
-        """The state of an unfinished training."""
-        return self.checkpoint.with_name(f"last_{self.model_name}.pth")
-
-    @property
-    def stats(self) -> Path:
-        return self.root / "stats_deep_learning" / f"stats_{self.kind}.json"
-
-    def array(self, what: str) -> Path:
-        """`train_time`, `inf_time`, `model_size`, `preds` or `labels`."""
-        return self.stats.with_name(f"{what}_{self.kind}.npy")
-
-    @property
-    def validation(self) -> Path:
-        """The validation part's predictions, by which calibration is fitted."""
-        return self.predictions.with_name(f"{self.model_name}_validation.csv")
-
-    def repeated(self, seed: int) -> Path:
-        """The test part's predictions of the same training with another seed."""
-        return self.predictions.with_name(f"{self.model_name}_seed_{seed}.csv")
-
-    @property
-    def confusion_matrix(self) -> Path:
-        return self.root / "confusion_matrices/deep_learning" / f"{self.kind}_{self.backbone}_confusion_matrix.png"
-
-    def curve(self, what: str) -> Path:
-        """`loss` or `accuracy`."""
-        return self.root / "performance_plots/deep_learning" / f"{self.kind}_cnn_{what}_curve.png"
-
-    @property
-    def error_strip(self) -> Path:
-        return self.root / "feature_visualizations" / f"{self.kind}_cnn_errors.png"
-
-
-@dataclass(frozen=True)
-class ClassicalFiles(ModelFiles):
-    """Where one classical model's results lie below a data set's results root; beside the CNNs', in `classical_ml`."""
-
-    root: Path
-    model_name: str
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "saved_models/classical_ml" / f"best_{self.model_name}.skops"
-
-    @property
-    def stats(self) -> Path:
-        return self.root / "stats_classical_ml" / f"stats_{self.model_name}.json"
-
-    @property
-    def confusion_matrix(self) -> Path:
-        return self.root / "confusion_matrices/classical_ml" / f"{self.model_name}_confusion_matrix.png"

@@ -1,25 +1,18 @@
 """From a video file to frames, to a clip tensor, to batches.
 
 Frames are RGB uint8 until the last moment. Which frames are wanted is decided by pure functions of
-(frames in the file, frames wanted, position); random augmentation is drawn once a clip, never once a frame.
+(frames in the file, frames wanted, position); random augmentation is drawn once per clip, never once per frame.
 """
 
 from __future__ import annotations
 
-import copy
 import os
-import random
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own chatter; failures are raised below
-
 import cv2
-
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # an unreadable file is told below
 import numpy as np
 import pandas as pd
 import torch
@@ -29,8 +22,11 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Recipe
-from splits import scan_clips
-from store import ArrayStore, file_hash
+from machine import cores
+from videos.splits import read_part, scan_clips
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own chatter; failures are raised below
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # an unreadable file is told below
 
 HINT_TOLERANCE = 0.05  # a header may promise this share of frames too many before a file counts as broken
 
@@ -40,7 +36,7 @@ class VideoError(RuntimeError):
 
 
 class VideoInfo(NamedTuple):
-    """What a file's header says: `frames` is a hint (0 where unknown), `fps` in frames a second, size in pixels."""
+    """What a file's header says: `frames` is a hint, `fps` in frames per second, 0 where unknown; size in pixels."""
 
     frames: int
     fps: float
@@ -49,37 +45,22 @@ class VideoInfo(NamedTuple):
 
 
 # ---------------------------------------------------------------- sampling: pure functions
+#
+# `n` of a clip's `total` frames, as (n,) int64 indices, ascending, each within [0, total). `position` is where they
+# lie, 0 (start) to 1 (end); 0.5 is the centre. A clip that is too short is stretched by repeating indices.
 
-def window_indices(total: int, n: int, position: float = 0.5, stride: int = 1) -> np.ndarray:
-    """Dense sampling: `n` frames, `stride` apart, from one contiguous window.
-
-    Args:
-        total: frames in the clip.
-        n: frames wanted.
-        position: where the window lies, 0 (start) to 1 (end); 0.5 is the centre.
-        stride: distance between frames, in frames.
-
-    Returns:
-        (n,) int64, ascending, each within [0, total). A clip shorter than the window is stretched over its
-        whole length by repeating indices.
-    """
-    span = (n - 1) * stride + 1
-    if total < span:
+def window_indices(total: int, n: int, position: float = 0.5) -> np.ndarray:
+    """Dense sampling: contiguous frames."""
+    if total < n:
         return _stretched(total, n)
-    start = max(int(np.ceil(position * (total - span + 1))) - 1, 0)
-    return start + stride * np.arange(n, dtype=np.int64)
+    start = max(int(np.ceil(position * (total - n + 1))) - 1, 0)
+    return start + np.arange(n, dtype=np.int64)
 
 
 def segment_indices(total: int, n: int, position: float | np.ndarray = 0.5) -> np.ndarray:
     """Uniform-segment sampling (TSN, Wang et al. 2016): one frame from each of `n` equal segments.
 
-    Args:
-        total: frames in the clip.
-        n: segments, and frames wanted.
-        position: where in its segment each frame lies, in [0, 1]; one number, or one a segment.
-
-    Returns:
-        (n,) int64, ascending, each within [0, total).
+    `position` is where in its segment each frame lies: one number, or one per segment.
     """
     _check_counts(total, n)
     first = np.arange(n)
@@ -88,18 +69,7 @@ def segment_indices(total: int, n: int, position: float | np.ndarray = 0.5) -> n
 
 
 def time_indices(total: int, fps: float, n: int, rate: float, position: float = 0.5) -> np.ndarray:
-    """`n` frames at `rate` frames a second, whatever the file's own frame rate.
-
-    Args:
-        total: frames in the clip.
-        fps: the clip's frames a second; where unknown (0), `rate` is taken.
-        n: frames wanted.
-        rate: frames a second wanted.
-        position: where the window lies, 0 (start) to 1 (end).
-
-    Returns:
-        (n,) int64, ascending, each within [0, total). A clip shorter than the window is stretched.
-    """
+    """Frames at `rate` per second, whatever the file's own `fps`; where that is unknown (0), contiguous frames."""
     step = (fps if fps > 0 else rate) / rate
     span = (n - 1) * step
     if total - 1 < span:
@@ -119,37 +89,30 @@ def _check_counts(total: int, n: int) -> None:
 
 
 class FrameSampler:
-    """Frame indices as a recipe wants them.
-
-    Args:
-        num_frames: frames a clip.
-        sampling: `window`, `segments` or `time` (see `config.Recipe`).
-        frame_rate: frames a second, for `time`.
-    """
+    """Frame indices as a recipe wants them (see `config.Recipe`); `frame_rate` is in frames per second."""
 
     def __init__(self, num_frames: int, sampling: str = "window", frame_rate: float | None = None):
         if sampling not in ("window", "segments", "time"):
             raise ValueError(f"unknown sampling {sampling!r}: window, segments or time")
         if sampling == "time" and not frame_rate:
-            raise ValueError("sampling by time needs frame_rate, in frames a second")
+            raise ValueError("sampling by time needs frame_rate, in frames per second")
         self.num_frames, self.sampling, self.frame_rate = num_frames, sampling, frame_rate
 
     def __call__(self, info: VideoInfo, position: float | np.ndarray = 0.5) -> np.ndarray:
         """(num_frames,) int64 indices into a clip; the same position gives the same indices."""
-        if self.sampling == "window":
-            return window_indices(info.frames, self.num_frames, float(np.mean(position)))
         if self.sampling == "segments":
             return segment_indices(info.frames, self.num_frames, position)
-        return time_indices(info.frames, info.fps, self.num_frames, self.frame_rate, float(np.mean(position)))
+        position = float(np.mean(position))
+        if self.sampling == "window":
+            return window_indices(info.frames, self.num_frames, position)
+        return time_indices(info.frames, info.fps, self.num_frames, self.frame_rate, position)
 
     def __repr__(self) -> str:
         return f"FrameSampler({self.num_frames}, {self.sampling!r}, {self.frame_rate})"
 
-    def random_position(self) -> float | np.ndarray:
-        """A position drawn from torch's generator: one a segment for `segments`, else one a clip."""
-        count = self.num_frames if self.sampling == "segments" else 1
-        drawn = torch.rand(count, dtype=torch.float64).numpy()
-        return drawn if count > 1 else float(drawn[0])
+    def random_position(self) -> np.ndarray:
+        """Drawn from torch's generator: one position per segment for `segments`, else one per clip."""
+        return torch.rand(self.num_frames if self.sampling == "segments" else 1, dtype=torch.float64).numpy()
 
 
 # ---------------------------------------------------------------- decoding
@@ -167,11 +130,10 @@ def open_video(path: str | Path) -> tuple[cv2.VideoCapture, VideoInfo]:
     if not capture.isOpened():
         raise VideoError(f"{path}: can't be opened as a video ({path.stat().st_size} bytes); "
                          "replace the file or remove its row from the split")
-    count, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-    return capture, VideoInfo(
-        max(int(count), 0), fps if np.isfinite(fps) and fps > 0 else 0.0,
-        int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-    )
+    count, fps, width, height = (capture.get(what) for what in (
+        cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    fps = fps if np.isfinite(fps) and fps > 0 else 0.0
+    return capture, VideoInfo(max(int(count), 0), fps, int(width), int(height))
 
 
 def read_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -188,44 +150,30 @@ def read_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) 
         VideoError: the file can't be opened, holds no frame, or breaks off before the frames that its header
             promises. A header that is off by at most 5 %, or silent, is corrected by the count of frames read.
     """
-    capture, info = open_video(path)
-    try:
-        if info.frames < 1:  # the header is silent: count, then start again
-            info = info._replace(frames=_count_frames(capture))
+    cure = "fetch or copy the file again, or remove its row from the split"
+    count = None  # of the frames read, where the file ended before the last wanted one
+    for _ in range(3):
+        capture, info = open_video(path)
+        if count is not None:
+            info = info._replace(frames=count)
+        try:
+            wanted, frames, count = _keep_wanted(capture, info, choose)
+        finally:
             capture.release()
-            capture, _ = open_video(path)
-        wanted, frames, read = _keep_wanted(capture, info, choose)
-        if read is not None:  # the file ended before the last wanted frame
-            _check_count(path, read, info.frames)
-            capture.release()
-            capture, _ = open_video(path)
-            wanted, frames, read = _keep_wanted(capture, info._replace(frames=read), choose)
-            if read is not None:
-                raise VideoError(f"{path}: reading it twice gave different numbers of frames; is it being written?")
-    finally:
-        capture.release()
-    return np.stack([frames[i] for i in wanted.tolist()]), wanted
-
-
-def read_timed_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """`read_frames` with the frames' times in seconds instead of their indices; 25 a second where the file is silent."""
-    frames, indices = read_frames(path, choose)
-    capture, info = open_video(path)
-    capture.release()
-    return frames, indices / (info.fps or 25.0)
-
-
-def _count_frames(capture: cv2.VideoCapture) -> int:
-    count = 0
-    while capture.grab():
-        count += 1
-    return count
+        if count is None:
+            return np.stack([frames[i] for i in wanted.tolist()]), wanted
+        if count == 0:
+            raise VideoError(f"{path}: holds no frame that can be decoded; {cure}")
+        if info.frames - count > max(2, HINT_TOLERANCE * info.frames):
+            raise VideoError(f"{path}: breaks off after frame {count} of the {info.frames} that its header promises; "
+                             f"{cure}")
+    raise VideoError(f"{path}: each reading of it gave another number of frames; is it being written?")
 
 
 def _keep_wanted(capture, info: VideoInfo, choose) -> tuple[np.ndarray, dict[int, np.ndarray], int | None]:
     """The wanted indices, the frames kept by index, and, where the file ended too early, the frames read."""
-    if info.frames < 1:
-        return np.empty(0, np.int64), {}, 0
+    if info.frames < 1:  # the header is silent
+        return np.empty(0, np.int64), {}, sum(1 for _ in iter(capture.grab, False))
     wanted = np.asarray(list(choose(info)), dtype=np.int64)
     keep, frames = set(wanted.tolist()), {}
     for index in range(max(keep) + 1):
@@ -239,27 +187,18 @@ def _keep_wanted(capture, info: VideoInfo, choose) -> tuple[np.ndarray, dict[int
     return wanted, frames, None
 
 
-def _check_count(path, read: int, promised: int) -> None:
-    cure = "fetch or copy the file again, or remove its row from the split"
-    if read == 0:
-        raise VideoError(f"{path}: holds no frame that can be decoded; {cure}")
-    if promised - read > max(2, HINT_TOLERANCE * promised):
-        raise VideoError(f"{path}: breaks off after frame {read} of the {promised} that its header promises; {cure}")
+def read_timed_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """`read_frames` with the frames' times in seconds instead of indices; 25 per second where the file is silent."""
+    frames, indices = read_frames(path, choose)
+    capture, info = open_video(path)
+    capture.release()
+    return frames, indices / (info.fps or 25.0)
 
 
 def extract_frames(path: str | Path, max_frames: int = 30, size: tuple[int, int] = (320, 240)) -> np.ndarray:
-    """Uniformly spread, slightly blurred frames, for classical descriptors.
+    """Uniformly spread frames, all of them where the clip is short, blurred with a 5x5 Gaussian.
 
-    Args:
-        path: a video file.
-        max_frames: frames at most; a shorter clip gives all of its frames.
-        size: (width, height) in pixels.
-
-    Returns:
-        (T, height, width, 3) float32 RGB in [0, 1], blurred with a 5x5 Gaussian.
-
-    Raises:
-        VideoError: as `read_frames`.
+    `size` is (width, height) in pixels; the frames are (T, height, width, 3) float32 RGB in [0, 1].
     """
     frames, _ = read_frames(path, lambda info: _stretched(info.frames, min(max_frames, info.frames)))
     smooth = [cv2.GaussianBlur(cv2.resize(f, size, interpolation=cv2.INTER_AREA), (5, 5), 0) for f in frames]
@@ -269,46 +208,37 @@ def extract_frames(path: str | Path, max_frames: int = 30, size: tuple[int, int]
 # ---------------------------------------------------------------- transforms
 
 class ClipTransform:
-    """Torchvision v2 transforms applied to a clip as a whole, so that random parameters are drawn once a clip.
+    """Torchvision v2 transforms applied to a clip as a whole, so that random parameters are drawn once per clip.
 
-    Args:
-        steps: v2 transforms on (T, C, H, W) uint8.
-        mean: per channel, for values in [0, 1].
-        std: per channel.
+    `steps` work on (T, C, H, W) uint8; `mean` and `std` are per channel, for values in [0, 1].
     """
 
     def __init__(self, steps: Sequence, mean: Sequence[float], std: Sequence[float]):
-        self.steps = v2.Compose(list(steps))
-        self.mean = torch.tensor(mean).view(-1, 1, 1)
-        self.std = torch.tensor(std).view(-1, 1, 1)
-        self.normalizes = True
+        self.steps, self.mean, self.std = v2.Compose(list(steps)), torch.tensor(mean), torch.tensor(std)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """(..., C, H, W) uint8 to float32 of the same shape, on the same device."""
-        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        return pixels.float().div_(255.0).sub_(mean).div_(std)
-
-    def pixels_only(self) -> ClipTransform:
-        """The same without the normalisation: uint8 in, uint8 out."""
-        other = copy.copy(self)
-        other.normalizes = False
-        return other
+        return v2.functional.normalize(pixels.float().div_(255.0), self.mean, self.std, inplace=True)
 
     def __call__(self, clip: torch.Tensor) -> torch.Tensor:
         """(T, C, H, W) uint8 to (T, C, H', W') float32."""
-        pixels = self.steps(clip)
-        return self.normalize(pixels) if self.normalizes else pixels
+        return self.normalize(self.steps(clip))
+
+    def __str__(self) -> str:
+        steps = [step.step if isinstance(step, FrameByFrame) else step for step in self.steps.transforms]
+        lines = [str(line) for step in steps for line in (step if isinstance(step, nn.Sequential) else [step])]
+        mean, std = ([round(value, 5) for value in values.tolist()] for values in (self.mean, self.std))
+        return "\n    ".join(["ClipTransform(", *lines, f"Normalize(mean={mean}, std={std})"]) + "\n)"
 
     def __repr__(self) -> str:
-        return f"ClipTransform({self.steps}, {self.mean.flatten().tolist()}, {self.std.flatten().tolist()})"
+        return f"ClipTransform({self.steps}, {self.mean.tolist()}, {self.std.tolist()})"
 
 
 class FrameByFrame(v2.Transform):
-    """A transform drawn once a clip but run a frame at a time: the same values sooner and in less memory, since what
+    """A transform drawn once per clip but run a frame at a time: the same values sooner and in less memory, since what
     lies between its steps stays in the processor's cache.
 
-    Args:
-        step: on (T, C, H, W), each frame by itself: a single v2 transform, or a module that draws nothing.
+    `step` is a single v2 transform, or a module that draws nothing.
     """
 
     def __init__(self, step: nn.Module):
@@ -316,13 +246,10 @@ class FrameByFrame(v2.Transform):
         self.step = step
 
     def make_params(self, flat_inputs: list) -> dict:
-        """The step's own draw."""
         return self.step.make_params(flat_inputs) if isinstance(self.step, v2.Transform) else {}
 
     def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
-        """(T, C, H, W) to the same."""
-        drawn = isinstance(self.step, v2.Transform)
-        step = partial(self.step.transform, params=params) if drawn else self.step
+        step = partial(self.step.transform, params=params) if params else self.step
         return torch.cat([step(frame.contiguous()) for frame in inpt.split(1)])
 
 
@@ -341,7 +268,7 @@ def eval_transform(prep: Preprocessing) -> ClipTransform:
 
 
 def train_transform(prep: Preprocessing) -> ClipTransform:
-    """Random resized crop, flip and colour, each drawn once a clip."""
+    """Random resized crop, flip and colour, each drawn once per clip."""
     steps = [
         v2.RandomResizedCrop(prep.crop, scale=(0.5, 1.0), **_resize_settings(prep)),
         v2.RandomHorizontalFlip(),
@@ -368,44 +295,39 @@ def recipe_transform(recipe: Recipe, prep: Preprocessing, train: bool) -> Callab
     return train_transform(prep) if train else eval_transform(prep)
 
 
+def denormalize(clip: torch.Tensor, prep: Preprocessing) -> np.ndarray:
+    """(..., C, H, W) normalised values as pictures again: (..., H, W, C) uint8."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (prep.mean, prep.std))
+    return (255 * (clip.cpu() * std + mean)).round().clamp(0, 255).byte().movedim(-3, -1).numpy()
+
+
 def apply_transform(frames: np.ndarray, transform: Callable | None) -> torch.Tensor:
     """(T, H, W, C) uint8 frames through a transform, to (T, C, H', W').
 
     A `ClipTransform` sees the whole clip. Any other callable sees one (H, W, C) uint8 array at a time, as the
     seed's do. Without a transform the pixels come back as they are, uint8.
     """
-    if transform is None or isinstance(transform, ClipTransform):
-        clip = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (T, C, H, W), channels last in memory: cropped sooner
-        return clip.contiguous() if transform is None else transform(clip)
+    if transform is None:
+        return _channels_first(frames).contiguous()
+    if isinstance(transform, ClipTransform):
+        return transform(_channels_first(frames))
     return torch.stack([transform(frame) for frame in frames])
+
+
+def _channels_first(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)  # (T, C, H, W), channels last in memory: cropped sooner
 
 
 # ---------------------------------------------------------------- data sets
 
 def read_clip_table(csv: str | Path, root: str | Path, class_map: dict[str, int]) -> pd.DataFrame:
-    """A split's CSV, checked before anything is decoded.
-
-    Args:
-        csv: a file with the columns `clip_path` (relative to root) and `label` (a class name).
-        root: the data set's folder.
-        class_map: class name to integer label.
+    """A split's CSV, checked before anything is decoded: `clip_path` is relative to root, `label` in the class map.
 
     Raises:
         FileNotFoundError: the CSV is missing, or clips are: all of them are listed.
-        ValueError: a column is missing, the table is empty, or labels are not in the class map.
+        ValueError: as `videos.splits.read_part`, or labels are not in the class map.
     """
-    csv = Path(csv)
-    if not csv.is_file():
-        raise FileNotFoundError(f"{csv}: no such split file; make the splits with python src/splits.py ROOT")
-    try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    except pd.errors.EmptyDataError:
-        table = pd.DataFrame()
-    missing = [c for c in ("clip_path", "label") if c not in table.columns]
-    if missing:
-        raise ValueError(f"{csv}: lacks the column {', '.join(missing)}; it has {', '.join(table.columns) or 'none'}")
-    if table.empty:
-        raise ValueError(f"{csv}: holds no clips; make the splits again")
+    table = read_part(csv)
     unknown = sorted(set(table["label"]) - set(class_map))
     if unknown:
         raise ValueError(f"{csv}: labels not in the class map: {', '.join(unknown)}; it has {', '.join(class_map)}")
@@ -423,20 +345,17 @@ def clip_file(root: str | Path, clip_path: str) -> Path:
 
 
 class VideoDataset2D(Dataset):
-    """Clips as frame sequences, (T, C, H, W), for models that see a frame at a time.
+    """Clips as frame sequences, (T, C, H, W), for models that see a frame at a time; `data` is the CSV as a DataFrame.
 
     Args:
         csv: a split's CSV (see `read_clip_table`).
         root: the data set's folder.
         class_map: class name to integer label.
         num_frames: T.
-        transform: a `ClipTransform`, or any callable that takes one (H, W, C) uint8 frame; None gives uint8.
+        transform: as `apply_transform`.
         train: random sampling positions; otherwise the centre, so that the same clip gives the same tensor.
         sampling: `window` (the seed's contiguous frames), `segments` or `time`.
-        frame_rate: frames a second, for `time`.
-
-    Attributes:
-        data: the CSV as a DataFrame.
+        frame_rate: frames per second, for `time`.
 
     Raises:
         FileNotFoundError, ValueError: as `read_clip_table`, at construction.
@@ -445,7 +364,7 @@ class VideoDataset2D(Dataset):
 
     def __init__(self, csv, root, class_map, num_frames=20, transform=None, train=False, sampling="window",
                  frame_rate=None):
-        self.data = read_clip_table(csv, root, class_map)
+        self.data, self.csv = read_clip_table(csv, root, class_map), Path(csv)
         self.root, self.class_map = Path(root), dict(class_map)
         self.sampler = FrameSampler(num_frames, sampling, frame_rate)
         self.transform, self.train = transform, train
@@ -485,108 +404,58 @@ class ClipViews(Dataset):
     """Several views of each clip of a data set, decoded in one pass: (V, T, C, H, W) or (V, C, T, H, W), label.
 
     Training views (`dataset.train`) have random positions and augmentation, fixed by (seed, view, clip), whatever
-    the order in which clips are asked for. Test views lie evenly over the clip.
-
-    Args:
-        dataset: a `VideoDataset2D` or `VideoDataset3D`.
-        views: V.
-        seed: for the training views.
-        pixels: give (V, T, C, H, W) uint8, for normalisation and layout on the device.
-        store: where decoded frames are kept; None decodes each time.
+    the order in which clips are asked for. Test views lie evenly over the clip. With `pixels` they are (V, T, C, H, W)
+    uint8, for normalisation and layout on the device.
     """
 
-    def __init__(self, dataset: VideoDataset2D, views: int, seed: int = 0, pixels: bool = False,
-                 store: ArrayStore | None = None):
-        self.dataset, self.views, self.seed, self.pixels, self.store = dataset, views, seed, pixels, store
+    def __init__(self, dataset: VideoDataset2D, views: int, seed: int = 0, pixels: bool = False):
+        self.dataset, self.views, self.seed, self.pixels = dataset, views, seed, pixels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def frames(self, index: int) -> np.ndarray:
-        """(V, T, H, W, 3) uint8; draws the positions of training views from torch's generator."""
-        data = self.dataset
-        positions = [data.sampler.random_position() if data.train else (view + 0.5) / self.views
-                     for view in range(self.views)]
-
-        def decode() -> np.ndarray:
-            frames, _ = read_frames(
-                data.file(index), lambda info: np.concatenate([data.sampler(info, p) for p in positions]))
-            return frames.reshape(self.views, -1, *frames.shape[1:])
-
-        if self.store is None:
-            return decode()
-        key = file_hash(data.file(index)), repr(data.sampler), np.array(positions).tolist()
-        return self.store.get(self.store.path("frames", key), decode)
-
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        data, views = self.dataset, range(self.views)
+        words = [self.seed, *data.data["clip_path"].iloc[index].encode()]
+        with torch.random.fork_rng(devices=[]):  # the draws are those of this clip; the generator is left as it was
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+            positions = [data.sampler.random_position() if data.train else (v + 0.5) / self.views for v in views]
+            frames, _ = read_frames(data.file(index),
+                                    lambda info: np.concatenate([data.sampler(info, p) for p in positions]))
+            clips = [self._transformed(clip) for clip in np.split(frames, self.views)]
+        return torch.stack(clips), data.label(index)
+
+    def _transformed(self, frames: np.ndarray) -> torch.Tensor:
         data = self.dataset
-        transform = data.transform.pixels_only() if self.pixels else data.transform
-        with self._fixed_draws(index):
-            clips = [apply_transform(np.require(view, requirements="W"), transform) for view in self.frames(index)]
-        return torch.stack(clips if self.pixels else [data.layout(c) for c in clips]), data.label(index)
-
-    @contextmanager
-    def _fixed_draws(self, index: int):
-        """Draws from torch's generator are those of this clip; the generator itself is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            name = self.dataset.data["clip_path"].iloc[index]
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, *name.encode()]).generate_state(1)[0]))
-            yield
-
-
-class DrawnView(ClipViews):
-    """One of a clip's views a sample, augmented anew each time, from frames that are decoded once and kept.
-
-    A sample is as the data set's own, (T, C, H, W) or (C, T, H, W), label; arguments are those of `ClipViews`.
-    """
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        with self._fixed_draws(index):
-            frames = self.frames(index)
-        view = np.require(frames[int(torch.randint(self.views, (1,)))], requirements="W")  # (T, H, W, 3)
-        return self.dataset.layout(apply_transform(view, self.dataset.transform)), self.dataset.label(index)
+        if self.pixels:
+            return data.transform.steps(_channels_first(frames))
+        return data.layout(apply_transform(frames, data.transform))
 
 
 # ---------------------------------------------------------------- batches
 
-def seed_worker(worker_id: int) -> None:
-    """Gives a loader worker its own reproducible generators, and one thread to each library."""
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
+def limit_threads(worker_id: int) -> None:
+    """One thread to each library in a loader worker, whose generators torch has seeded."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
 def make_loader(dataset: Dataset, batch_size: int, shuffle: bool = False, num_workers: int | None = None,
                 collate: Callable = default_collate) -> DataLoader:
-    """A DataLoader whose workers are seeded from torch's generator and don't fight over cores.
+    """A DataLoader whose workers don't fight over cores; shuffling and their seeds come from torch's generator.
 
-    Args:
-        dataset: any map-style data set.
-        batch_size: samples a batch.
-        shuffle: a new order each epoch, from torch's generator.
-        num_workers: processes that decode; None takes one fewer than there are cores, four at most.
-        collate: how samples become a batch.
+    `num_workers` None takes one process fewer than there are cores, four at most.
     """
     if num_workers is None:
-        num_workers = min(max(len(os.sched_getaffinity(0)) - 1, 1), 4) if hasattr(os, "sched_getaffinity") else 2
+        num_workers = min(max(cores() - 1, 1), 4)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, collate_fn=collate,
-                      worker_init_fn=seed_worker, pin_memory=torch.cuda.is_available())
+                      worker_init_fn=limit_threads, pin_memory=torch.cuda.is_available())
 
 
 def load_dataset(root: str | Path, class_map: dict[str, int] | None = None) -> tuple[list[str], np.ndarray, dict]:
-    """All clips of a folder with one sub-folder a class.
+    """All clips of a folder with one sub-folder per class: N file paths, sorted; (N,) int64 labels; the class map.
 
-    Args:
-        root: the folder.
-        class_map: class name to integer label; None takes every sub-folder with a video, in alphabetical order.
-
-    Returns:
-        (N) file paths, sorted; their (N,) int64 labels; and the class map.
-
-    Raises:
-        FileNotFoundError, ValueError: as `splits.scan_clips`.
+    Without a class map every sub-folder with a video is a class, in alphabetical order; errors as `scan_clips`.
     """
     clips = scan_clips(root, class_map)
     class_map = class_map or {name: i for i, name in enumerate(sorted(clips["label"].unique()))}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -16,157 +13,53 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import (
-    CACHE, DEMO_ROOT, IMAGENET_MEAN, RESULTS, ROOT, UCF101_ROOT, Recipe, ResultFiles, get_recipe, shown,
-)
-from data_loader import (
-    ClipViews, DrawnView, VideoDataset2D, VideoDataset3D, make_loader, read_clip_table, recipe_transform,
-)
-from demo_dataset import render_dataset
-from features import Activations, Deployed, frozen_trunk, trunk_activations
-from models import DEFAULT_BACKBONE, TITLES, VideoModel, build_model, choose_source, weights_file
-from splits import check_leakage, ensure_splits, has_groups, leakage_warning, read_split, split_hash
-from store import ArrayStore, file_hash
+from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, TITLES, Recipe, get_recipe
+from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, recipe_transform
+from features import Activations, Deployed, FrozenTrunk, trunk_activations
+from files import ResultFiles, differences, file_hash, keep_previous, read_json, save_array, write_json
+from machine import accelerator, environment, memory_mb
+from models import VideoModel, build_model, choose_backbone, choose_source, weights_file
 from utils import (
-    EarlyStopping, environment, eval_one_epoch, memory_mb, read_json, save_array, save_torch, seed_everything,
-    train_one_epoch, write_json,
+    HISTORY,
+    EarlyStopping,
+    Training,
+    fit,
+    make_optimizer,
+    make_scheduler,
+    save_torch,
+    seed_everything,
 )
+from videos.library import VideoData
 
-HISTORY = ("train_losses", "val_losses", "train_accs", "val_accs")
-DATASETS = {"demo": DEMO_ROOT, "ucf101": UCF101_ROOT}
-
-
-# ---------------------------------------------------------------- data
-
-@dataclass(frozen=True)
-class VideoData:
-    """A data set, split, with the place of its results.
-
-    Attributes:
-        name: of the data set, as in the results folder.
-        root: folder that `clip_path` is relative to.
-        class_map: class name to integer label.
-        splits: part (`train`, `val`, `test`) to CSV.
-        split: what is told of the split: kind, sha256, clips a part, groups shared between parts, and whether
-            the clips name groups at all.
-        results: root of what is written.
-    """
-
-    name: str
-    root: Path
-    class_map: dict[str, int]
-    splits: dict[str, Path]
-    split: dict
-    results: Path
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names in the order of their labels."""
-        return sorted(self.class_map, key=self.class_map.get)
-
-    @property
-    def note(self) -> str:
-        """What a reader must know of the data, in Markdown."""
-        if self.root == DEMO_ROOT:
-            return ("**Data: the embedded demo set.** Its clips are rendered, synthetic scenes of PullUps, Punch and "
-                    "PushUps in UCF-101's form. Scores on them show that the study works; they say nothing about "
-                    "real video. For real clips set `DATASET` (see the README).")
-        return f"**Data: {self.name}**, {sum(self.split['clips'].values())} clips of {len(self.class_map)} classes."
-
-    def table(self, part: str) -> pd.DataFrame:
-        """A part's CSV as a DataFrame."""
-        return read_split(self.splits[part].parent)[part]
-
-
-def locate(dataset: str = "demo", results: Path = RESULTS) -> tuple[str, Path, Path]:
-    """Name, root folder and results root of a data set, without opening it.
-
-    Raises:
-        FileNotFoundError: it is neither `demo`, `ucf101` nor a folder.
-    """
-    root = DATASETS.get(dataset) or find_folder(dataset)
-    name = dataset if dataset in DATASETS else _folder_name(root)
-    return name, root, results if dataset == "ucf101" else results / name
-
-
-def open_data(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None, seed: int = 42,
-              results: Path = RESULTS) -> VideoData:
-    """Finds a data set (rendering the demo where it is absent), splits it where it is not, and checks for leakage.
-
-    Args:
-        dataset: `demo`, `ucf101` (dataset_info/dataset), or a folder with one sub-folder of clips a class.
-        split: a kind of split (see `splits.make_split`); None takes official1 for UCF-101 and group elsewhere.
-        classes: a selection; None takes all that there are.
-        seed: of the split.
-        results: the folder that holds all data sets' results.
-
-    Raises:
-        FileNotFoundError, ValueError: no such data, or it can't be split so; the message says what to do.
-    """
-    name, root, own_results = locate(dataset, results)
-    if dataset == "demo":
-        render_dataset(root)
-    elif dataset == "ucf101" and not root.is_dir():
-        raise FileNotFoundError(f"{root}: UCF-101 is not there; put its class folders there, or name another DATASET")
-    default = "official1" if dataset == "ucf101" else "group"
-    folder = (root if dataset in DATASETS else own_results) / "splits" / _variant(split, default, classes)
-    paths = ensure_splits(root, folder, split or default, classes, seed)
-    parts = read_split(folder)
-    shared = check_leakage(parts)
-    if warning := leakage_warning(shared):
-        print(f"warning: {warning}")
-    clips = pd.concat(parts.values())
-    labels = sorted(clips["label"].unique())
-    about = {"kind": split or default, "sha256": split_hash(parts), "clips": {k: len(v) for k, v in parts.items()},
-             "groups_named": has_groups(clips), "shared_groups": len(shared)}
-    return VideoData(name, root, {label: i for i, label in enumerate(labels)}, paths, about, own_results)
-
-
-def find_folder(dataset: str) -> Path:
-    """A folder given absolutely, or relative to the working folder or the repository.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    places = dict.fromkeys([Path(dataset).expanduser().absolute(), ROOT / dataset])
-    for place in places:
-        if place.is_dir():
-            return place.resolve()
-    raise FileNotFoundError(f"DATASET={dataset}: neither demo, ucf101 nor a folder (looked at "
-                            f"{' and '.join(map(str, places))})")
-
-
-def _folder_name(root: Path) -> str:
-    """A results folder's name for a folder of clips, apart from the names that are taken."""
-    name = re.sub(r"[^\w.-]+", "-", root.name)
-    return f"{name}-sample" if name in DATASETS else name
-
-
-def _variant(split: str | None, default: str, classes: list[str] | None) -> str:
-    """Sub-folder of the splits folder: none for a data set's default split of all its classes."""
-    kind = "" if split in (None, default) else split
-    chosen = hashlib.sha256("\n".join(sorted(classes)).encode()).hexdigest()[:8] if classes else ""
-    return "-".join(part for part in (kind, chosen) if part)
-
-
-# ---------------------------------------------------------------- a trained model
+# ---------------------------------------------------------------- a model and its pieces
 
 @dataclass
 class Experiment:
-    """A trained model and everything that was asked for when it was trained.
+    """A model, trained or to be trained, and everything that is asked for of its training.
 
     Attributes:
-        reloaded: whether it came from a checkpoint rather than from training now.
+        recipe: resolved: nothing in it is left open.
+        model: what `build` or `adopt` gave it.
+        files: where its results lie; they name its backbone.
+        source: of the pretrained weights: `torchvision`, `packaged` or `none`.
+        reloaded: whether the model's weights are those of a checkpoint.
+        request: what identifies the training; the sidecar of the checkpoint holds it.
+        deterministic: as `load_or_train`.
+        feature_seconds: spent on the frozen trunk's activations for training.
     """
 
     data: VideoData
     recipe: Recipe
-    model: VideoModel
+    model: VideoModel | None
     files: ResultFiles
     device: torch.device
     seed: int
     cache: Path
+    source: str = "none"
     reloaded: bool = False
+    request: dict = field(default_factory=dict)
+    deterministic: bool = True
+    feature_seconds: float = 0.0
 
     @property
     def title(self) -> str:
@@ -179,104 +72,167 @@ class Experiment:
         return read_json(self.files.stats)
 
     @property
-    def sha256(self) -> str:
-        """Of the checkpoint, as its sidecar has it: what is kept of a model is kept for this very file."""
-        return read_json(self.files.sidecar)["sha256"]
-
-    @property
     def history(self) -> dict[str, list[float]]:
-        """Losses and accuracies, one value an epoch."""
+        """Losses and accuracies, one value per epoch."""
         return {name: self.stats[name] for name in HISTORY}
 
-    def describe(self) -> pd.Series:
-        """The model's facts, as the notebooks show them."""
+    def describe(self) -> dict[str, str]:
+        """The model's facts: the notebooks show them, and its card."""
         prep, recipe, head = self.model.preprocessing, self.recipe, self.model.classifier
         statistics = "ImageNet" if prep.mean == IMAGENET_MEAN else "Kinetics-400"
         temporal = {"resnet3d": "3D convolutions", "efficientnet_lite0_3d": "temporal convolutions, then average"}
         total, trained = self.model.count_parameters()
-        return pd.Series({
+        source = self.model.source
+        return {
             "backbone": self.title,
-            "pretrained weights": self.model.source if self.model.source == "none" else
-            f"{self.model.source} ({weights_file(self.model.backbone).name})",
-            "input": f"{recipe.num_frames} RGB frames of {prep.crop}x{prep.crop}, {statistics} statistics",
-            "frames": f"{recipe.sampling}" + (f", {recipe.frame_rate:g} a second" if recipe.frame_rate else ""),
+            "pretrained weights": "none (random initial values)" if source == "none" else
+            f"{source} ({weights_file(self.model.backbone).name})",
+            "input": f"{recipe.num_frames} RGB frames of {prep.crop}x{prep.crop} pixels, {statistics} statistics",
+            "frames": recipe.sampling + (f", {recipe.frame_rate:g} per second" if recipe.frame_rate else ""),
             "temporal aggregation": temporal.get(self.model.backbone, f"{recipe.pooling} pooling of frame features"),
             "classifier head": f"dropout {head[0].p:g}, fully connected ({head[1].out_features} classes)",
             "trained": {"all": "all layers", "stage": "last stage and head", "head": "head"}[recipe.trained],
-            "trainable parameters": f"{trained:,}", "total parameters": f"{total:,}",
-        }, name="model")
+            "trained parameters": f"{trained:,}", "parameters": f"{total:,}"}
+
+    # data
 
     def dataset(self, part: str, train: bool = False) -> VideoDataset2D:
         """A part's clips, sampled and transformed as the recipe and the weights ask."""
         kind = VideoDataset2D if self.recipe.kind == "2d" else VideoDataset3D
         transform = recipe_transform(self.recipe, self.model.preprocessing, train)
-        return kind(self.data.splits[part], self.data.root, self.data.class_map, num_frames=self.recipe.num_frames,
-                    transform=transform, train=train, sampling=self.recipe.sampling, frame_rate=self.recipe.frame_rate)
+        return kind(self.data.splits[part], self.data.root, self.data.class_map, transform=transform, train=train,
+                    **self.recipe.frames())
+
+    def loader(self, dataset: VideoDataset2D) -> DataLoader:
+        """Batches of one view per clip, for `trained_part`: drawn and shuffled for training, else the centre.
+
+        Where the recipe keeps the frozen trunk's activations, what is missing of them is computed first, once.
+        """
+        started = time.perf_counter()
+        if self.keeps_activations:
+            views = self.recipe.train_views if dataset.train else 1
+            dataset, train = self.activations(dataset, views, draw=True), dataset.train
+            self.feature_seconds += time.perf_counter() - started
+        else:
+            train = dataset.train
+        return self._batches(dataset, shuffle=train)
+
+    def test_loader(self, dataset: VideoDataset2D) -> DataLoader:
+        """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
+        views = self.recipe.test_clips
+        return self._batches(self.activations(dataset, views) if self.keeps_activations else ClipViews(dataset, views))
+
+    def activations(self, dataset: VideoDataset2D, views: int, draw: bool = False) -> Activations:
+        """The frozen trunk's activations of a data set, as `trunk_activations`."""
+        title = f"{self.files.model_name} {Path(dataset.csv).stem} features"
+        return trunk_activations(self.model, dataset, views, self.device, draw=draw, seed=self.seed, cache=self.cache,
+                                 title=title, precision=self.recipe.precision)
+
+    def _batches(self, dataset, shuffle: bool = False) -> DataLoader:
+        workers = 0 if self.keeps_activations else None  # reading what is kept needs no helper
+        return make_loader(dataset, self.recipe.batch_size, shuffle, num_workers=workers)
+
+    # model
+
+    @property
+    def initial_weights(self) -> str:
+        """The weights that the model is built with: the pretrained ones, or `none` where a checkpoint follows."""
+        return "none" if self.reloaded else self.source
+
+    def build(self) -> Experiment:
+        """Builds the model."""
+        seed_everything(self.seed, self.deterministic)
+        return self.adopt(build_model(self.recipe, len(self.data.classes), self.initial_weights, self.files.backbone))
+
+    def adopt(self, model: VideoModel) -> Experiment:
+        """Takes a model that was built with `initial_weights`; where it is reloaded, with the checkpoint's weights."""
+        self.model = model.to(self.device)
+        if self.reloaded:
+            model.load_state_dict(torch.load(self.files.checkpoint, map_location=self.device, weights_only=True))
+            model.source = self.source
+            model.eval()
+        return self
+
+    @property
+    def keeps_activations(self) -> bool:
+        """Whether the frozen trunk's activations are computed once and kept."""
+        return self.recipe.cache == "activations"
 
     def trained_part(self) -> nn.Module:
         """What training sees: the head alone where the trunk's activations are kept, else the whole model."""
-        return self.model.head if self.recipe.cache == "activations" else self.model
+        return self.model.head if self.keeps_activations else self.model
 
     def deployed(self) -> Deployed:
         """The model as it is tested, and as one would run it."""
-        precision = self.recipe.precision if self.recipe.cache == "activations" else "float32"
-        trunk = frozen_trunk(self.model, self.dataset("test"), self.device, precision, self.cache)
-        return Deployed(trunk, self.model.head)
+        precision = self.recipe.precision if self.keeps_activations else "float32"
+        return Deployed(FrozenTrunk(self.model, self.dataset("test"), self.device, precision), self.model.head)
 
-    def loader(self, part: str, train: bool = False) -> DataLoader:
-        """Batches of one view a clip, for `trained_part`: drawn and shuffled for training, the centre otherwise."""
-        views = self.recipe.train_views if train else 1
-        if self.recipe.cache == "activations":
-            dataset = self.activations(part, views, train, draw=True)
-        else:
-            dataset = self.dataset(part, train)
-        if self.recipe.cache == "frames":
-            dataset = DrawnView(dataset, views, self.seed, store=ArrayStore(self.cache))
-        return self._batches(dataset, shuffle=train)
+    # training
 
-    def test_loader(self, part: str = "test") -> DataLoader:
-        """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
-        views = self.recipe.test_clips
-        if self.recipe.cache == "activations":
-            return self._batches(self.activations(part, views))
-        store = ArrayStore(self.cache) if self.recipe.cache == "frames" else None
-        return self._batches(ClipViews(self.dataset(part), views, store=store))
+    def criterion(self) -> nn.Module:
+        """Cross-entropy with the recipe's label smoothing."""
+        return nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
 
-    def activations(self, part: str, views: int, train: bool = False, draw: bool = False) -> Activations:
-        """The trunk's activations of a part's clips, as `trunk_activations`; with `train`, of random augmented views."""
-        return trunk_activations(self.model, self.dataset(part, train), views, self.device, draw=draw, seed=self.seed,
-                                 cache=self.cache, title=f"{self.files.model_name} {part} features",
-                                 precision=self.recipe.precision)
+    def training(self, samples: int, **settings) -> Training:
+        """The training that the recipe asks for, of `samples` clips per epoch; `settings` as `resumable`."""
+        trained = self.trained_part()
+        optimizer = make_optimizer(self.recipe, trained)
+        scheduler = make_scheduler(self.recipe, optimizer, samples)
+        return self.resumable(trained, optimizer, scheduler, EarlyStopping(self.recipe.patience), **settings)
 
-    def _batches(self, dataset, shuffle=False) -> DataLoader:
-        workers = 0 if self.recipe.cache == "activations" else None  # reading what is kept needs no helper
-        return make_loader(dataset, self.recipe.batch_size, shuffle, num_workers=workers)
+    def resumable(self, trained: nn.Module, optimizer: torch.optim.Optimizer, scheduler, stopping: EarlyStopping,
+                  **settings) -> Training:
+        """A `Training` of these pieces, resumed from this experiment's last state; without epochs after a reload.
+
+        Args:
+            trained, optimizer, scheduler, stopping: as `Training`.
+            settings: other arguments of `Training`, instead of this experiment's own.
+        """
+        settings = {"seed": self.seed, "last": self.files.last, **settings}
+        training = Training(trained, optimizer, scheduler, stopping, self.recipe.epochs,
+                            request=json.dumps(self.request, sort_keys=True), deterministic=self.deterministic,
+                            history=self.history if self.reloaded else None, **settings)
+        training.feature_seconds = self.feature_seconds
+        return training
+
+    def save(self, training: Training) -> None:
+        """Writes checkpoint, statistics and sidecar; the sidecar last, since it is what makes a checkpoint count.
+
+        A model that was reloaded is saved already: nothing is written.
+        """
+        self.model.eval()
+        if self.reloaded:
+            return
+        files, model = self.files, self.model
+        keep_previous(files)
+        save_torch(files.checkpoint, model.state_dict())
+        versions = environment(self.device)
+        total, trained = model.count_parameters()
+        size_mb = files.checkpoint.stat().st_size / 2**20
+        train_time = training.seconds + training.feature_seconds
+        write_json(files.stats, {
+            **training.history, "best_val_acc": max(training.history["val_accs"]), "best_epoch": training.best_epoch,
+            "train_time": train_time, "feature_time": training.feature_seconds, "train_memory_mb": memory_mb(),
+            "params": total, "trained_params": trained, "model_size_mb": size_mb, "facts": self.describe(),
+            "dataset": self.data.name, "classes": self.data.classes, "split": self.data.split,
+            "recipe": self.recipe.to_dict(), "backbone": model.backbone, "weights": model.source, "seed": self.seed,
+            "device": str(self.device), "environment": versions})
+        save_array(files.array("train_time"), train_time)
+        save_array(files.array("model_size"), size_mb)
+        pretrained = weights_file(model.backbone).name if model.source != "none" else None
+        write_json(files.sidecar, {**self.request, "weights_file": pretrained, "environment": versions,
+                                   "sha256": file_hash(files.checkpoint)})
+        files.last.unlink(missing_ok=True)
 
 
-def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommended", weights: str = "auto",
-                  seed: int = 42, backbone: str | None = None, device: str | None = None,
-                  cache: Path = CACHE, deterministic: bool = True) -> Experiment:
-    """Reloads the model when the saved one is what is asked for; otherwise says what differs, and trains.
+# ---------------------------------------------------------------- reload or train
 
-    A reload opens no clip and changes no file. A training that was interrupted goes on after its last whole epoch,
-    and ends with the weights and history of an uninterrupted one. A saved model that differs is moved to the
-    folder `previous` beside it, never overwritten.
+def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", weights: str = "auto", seed: int = 42,
+            backbone: str | None = None, device: str | None = None, cache: Path = CACHE,
+            deterministic: bool = True) -> Experiment:
+    """What is to be done: a reload when the saved model is what is asked for; otherwise one line says what differs.
 
-    Args:
-        kind: `2d` or `3d`.
-        data: from `open_data`.
-        recipe: a name, or a `Recipe`.
-        weights: `auto`, `torchvision`, `packaged` or `none`; `auto` also accepts what a saved model was trained with.
-        seed: of initial values, augmentation and order.
-        backbone: another network than the weights' own.
-        device: None takes CUDA where there is one.
-        cache: where activations are kept.
-        deterministic: the same seed gives the same training to the last bit. Where it is off, cuDNN tries its kernels
-            and takes the fastest, which may differ from run to run; on a CPU it changes nothing.
-
-    Raises:
-        WeightsError: the pretrained weights can't be had.
-        VideoError, FileNotFoundError, ValueError: from the data.
+    Arguments and errors as `load_or_train`. The model itself is left to `Experiment.build`, or to the caller.
     """
     recipe = get_recipe(recipe, kind) if isinstance(recipe, str) else recipe
     files = ResultFiles(data.results, kind, DEFAULT_BACKBONE[kind])
@@ -288,233 +244,72 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
     if saved and not reasons and file_hash(files.checkpoint) != saved["sha256"]:
         reasons = [f"{files.checkpoint.name} is not the file that its sidecar describes"]
     if not reasons:
-        return _reload(data, as_saved, saved, files, _device(device), cache)
+        stats = read_json(files.stats)
+        print(f"reloading {files.checkpoint.name}: trained {len(stats['train_losses'])} epochs in "
+              f"{stats['train_time']:.0f} s, best validation accuracy {stats['best_val_acc']:.3f}")
+        files = ResultFiles(files.root, files.kind, saved["backbone"])
+        return Experiment(data, as_saved, None, files, accelerator(device), saved["seed"], cache, saved["weights"],
+                          reloaded=True)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
-    return _train(data, recipe, {**asked, "weights": choose_source(kind, weights)}, device, cache, deterministic)
+    planned = plan(data, recipe, choose_source(kind, weights), seed, backbone, device, cache, deterministic)
+    planned.request = {**asked, "weights": planned.source, "recipe": planned.recipe.to_dict(),
+                       "backbone": planned.files.backbone}
+    return planned
 
 
-def differences(asked: dict, saved: dict) -> list[str]:
-    """What of a saved model is not as asked, each in a few words; `auto` and None accept anything."""
-    found = []
-    for name, value in asked.items():
-        old = saved.get(name)
-        if name == "recipe":
-            old = old or {}
-            found += [f"recipe.{field} is {value.get(field)}, was {old.get(field)}"
-                      for field in sorted(value.keys() | old.keys()) if value.get(field) != old.get(field)]
-        elif name == "split" and old != value:
-            found.append("other clips or another split")
-        elif old != value and not (value is None or (name, value) == ("weights", "auto")):
-            found.append(f"{name} is {value}, was {old}")
-    return found
+def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommended", weights: str = "auto",
+                  seed: int = 42, backbone: str | None = None, device: str | None = None,
+                  cache: Path = CACHE, deterministic: bool = True) -> Experiment:
+    """Reloads the model when the saved one is what is asked for; otherwise trains it and saves it.
 
+    A training that was interrupted goes on after its last whole epoch. A saved model that differs is moved to the
+    folder `previous` beside it, never overwritten.
 
-def _reload(data, recipe, saved, files, device, cache) -> Experiment:
-    files = ResultFiles(files.root, files.kind, saved["backbone"])
-    model = build_model(recipe, len(data.classes), "none", saved["backbone"])
-    model.source = saved["weights"]
-    model.load_state_dict(torch.load(files.checkpoint, map_location="cpu", weights_only=True))
-    experiment = Experiment(data, recipe, model.to(device).eval(), files, device, saved["seed"], cache, reloaded=True)
-    stats = experiment.stats
-    print(f"reloaded {files.checkpoint.name}: trained {len(stats['train_losses'])} epochs in "
-          f"{stats['train_time']:.0f} s, best validation accuracy {stats['best_val_acc']:.3f}")
+    Args:
+        kind: `2d` or `3d`.
+        data: from `open_data`.
+        recipe: a name, or a `Recipe`.
+        weights: `auto`, `torchvision`, `packaged` or `none`; `auto` also accepts what a saved model was trained with.
+        seed: of initial values, augmentation and order.
+        backbone: another network than the weights' own.
+        device: None takes CUDA, else Apple's MPS, else the CPU.
+        cache: where activations are kept.
+        deterministic: the same seed gives the same training to the last bit. Where it is off, cuDNN tries its kernels
+            and takes the fastest, which may differ from run to run; on a CPU it changes nothing.
+
+    Raises:
+        WeightsError: the pretrained weights can't be had.
+        VideoError, FileNotFoundError, ValueError: from the data.
+    """
+    experiment = prepare(kind, data, recipe, weights, seed, backbone, device, cache, deterministic).build()
+    if not experiment.reloaded:
+        train_ds, val_ds, _ = (experiment.dataset(part, train=part == "train") for part in ("train", "val", "test"))
+        train_loader, val_loader = experiment.loader(train_ds), experiment.loader(val_ds)
+        training = experiment.training(len(train_ds))
+        experiment.save(fit(training, train_loader, val_loader, experiment.criterion(), experiment.device))
     return experiment
 
 
-def _device(device: str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def plan(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str | None = None,
+         device: str | torch.device | None = None, cache: Path = CACHE, deterministic: bool = True) -> Experiment:
+    """An experiment without its model; arguments as `load_or_train`, but for `source`, which `choose_source` gives.
+
+    Raises:
+        ValueError: backbone and source don't go together.
+    """
+    backbone = choose_backbone(recipe.kind, source, backbone)
+    return Experiment(data, recipe.resolved(backbone), None, ResultFiles(data.results, recipe.kind, backbone),
+                      accelerator(device), seed, cache, source, deterministic=deterministic)
 
 
 def untrained(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str | None = None,
-              device: str | None = None, cache: Path = CACHE, deterministic: bool = True) -> Experiment:
-    """A model before its training; arguments as `load_or_train`, but for `source`, which `choose_source` gives.
+              device: str | torch.device | None = None, cache: Path = CACHE) -> Experiment:
+    """An experiment with its model before its training; arguments as `plan`.
 
     Raises:
         WeightsError, ValueError: as `build_model`.
     """
-    device = _device(device)
-    seed_everything(seed, deterministic)
-    model = build_model(recipe, len(data.classes), source, backbone).to(device)
-    files = ResultFiles(data.results, recipe.kind, model.backbone)
-    return Experiment(data, recipe.resolved(model.backbone), model, files, device, seed, cache)
-
-
-def _train(data, recipe, asked, device, cache, deterministic) -> Experiment:
-    experiment = untrained(data, recipe, asked["weights"], asked["seed"], asked["backbone"], device, cache, deterministic)
-    files = experiment.files
-    asked = {**asked, "recipe": experiment.recipe.to_dict(), "backbone": experiment.model.backbone}
-    for part in ("train", "val", "test"):  # all missing clips are told now, not in the middle of training
-        read_clip_table(data.splits[part], data.root, data.class_map)
-    training = fit(experiment, asked, files.last, asked["seed"], deterministic)
-    _save(experiment, training, asked)
-    return experiment
-
-
-def fit(experiment: Experiment, asked: dict, last: Path, seed: int, deterministic: bool = True) -> Training:
-    """Trains the model of an experiment, which is then as it was in its best epoch.
-
-    Args:
-        experiment: as `untrained` gives it.
-        asked: what identifies the training.
-        last: the file of its state, left behind.
-        seed: of order, drawn views and dropout, which may differ from the experiment's own, that of kept views.
-        deterministic: as `load_or_train`.
-    """
-    started = time.perf_counter()
-    loaders = experiment.loader("train", train=True), experiment.loader("val")
-    feature_time = time.perf_counter() - started
-    training = Training(experiment.trained_part(), experiment.recipe, len(loaders[0]), asked, last)
-    seed_everything(seed, deterministic)  # the same training whether activations were computed or found
-    training.run(*loaders, experiment.device, feature_time)
-    experiment.model.eval()
-    return training
-
-
-class Training:
-    """The epochs of one training, saved after each, and resumed where a saved state is of the same request."""
-
-    def __init__(self, module: nn.Module, recipe: Recipe, steps: int, asked: dict, last: Path):
-        self.module, self.recipe, self.last = module, recipe, last
-        self.key = json.dumps({**asked, "steps": steps}, sort_keys=True)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(recipe, trained)
-        self.scheduler, self.each_step = make_scheduler(recipe, self.optimizer, steps)
-        self.stopping = EarlyStopping(recipe.patience)
-        self.history = {name: [] for name in HISTORY}
-        self.best, self.best_epoch, self.seconds, self.feature_seconds = {}, 0, 0.0, 0.0
-
-    def run(self, train_loader: DataLoader, val_loader: DataLoader, device, feature_time: float = 0.0) -> None:
-        """Trains to the last epoch or early stopping and leaves the best epoch's weights in the module."""
-        self._resume()
-        self.feature_seconds += feature_time
-        while len(self.history["val_accs"]) < self.recipe.epochs and not self.stopping.stop:
-            started = time.perf_counter()
-            train = train_one_epoch(self.module, train_loader, self.optimizer, self.criterion, device,
-                                    self.scheduler.step if self.each_step else None)
-            val = eval_one_epoch(self.module, val_loader, self.criterion, device)
-            if not self.each_step:
-                self.scheduler.step()
-            self._record(train, val, time.perf_counter() - started)
-        if self.stopping.stop:
-            print(f"early stopping: no better validation loss for {self.recipe.patience} epochs")
-        self.module.load_state_dict(self.best)
-
-    def _record(self, train, val, seconds) -> None:
-        for name, value in zip(HISTORY, (train[0], val[0], train[1], val[1])):
-            self.history[name].append(value)
-        epoch = len(self.history["val_accs"])
-        self.seconds += seconds
-        self.stopping(val[0])
-        if not self.best or self._rank(epoch) > self._rank(self.best_epoch):
-            self.best, self.best_epoch = _copied(self.module.state_dict()), epoch
-        save_torch(self.last, self._state())
-        print(f"epoch {epoch:2d}/{self.recipe.epochs}  train loss {train[0]:.4f} acc {train[1]:.3f}  "
-              f"val loss {val[0]:.4f} acc {val[1]:.3f}  {seconds:.1f} s", flush=True)
-
-    def _rank(self, epoch: int) -> tuple[float, float]:
-        """The best epoch has the highest validation accuracy and, among equals, the lowest loss."""
-        return self.history["val_accs"][epoch - 1], -self.history["val_losses"][epoch - 1]
-
-    def _state(self) -> dict:
-        return {"key": self.key, "module": self.module.state_dict(), "best": self.best, "best_epoch": self.best_epoch,
-                "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-                "stopping": self.stopping.state_dict(), "history": self.history, "seconds": self.seconds,
-                "feature_seconds": self.feature_seconds, "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-    def _resume(self) -> None:
-        if not self.last.is_file():
-            return
-        try:
-            state = torch.load(self.last, map_location="cpu", weights_only=True)
-        except Exception as error:  # an unreadable state is one more reason to begin anew
-            print(f"{self.last.name} can't be read ({type(error).__name__}): training from the start")
-            return
-        if state["key"] != self.key:
-            print(f"{self.last.name} is of another training: training from the start")
-            return
-        self.module.load_state_dict(state["module"])
-        for part in ("optimizer", "scheduler", "stopping"):
-            getattr(self, part).load_state_dict(state[part])
-        self.best, self.best_epoch, self.history = state["best"], state["best_epoch"], state["history"]
-        self.seconds, self.feature_seconds = state["seconds"], state["feature_seconds"]
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        print(f"going on after epoch {len(self.history['val_accs'])} of an interrupted training")
-
-
-def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}
-
-
-def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """`adam` or `adamw` with the recipe's learning rate and weight decay.
-
-    Raises:
-        ValueError: another name.
-    """
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if recipe.optimizer not in kinds:
-        raise ValueError(f"unknown optimizer {recipe.optimizer!r}: {', '.join(kinds)}")
-    fused = parameters[0].is_cuda or None  # one kernel for all parameters, on CUDA
-    return kinds[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-
-
-def make_scheduler(recipe: Recipe, optimizer, steps: int) -> tuple[torch.optim.lr_scheduler.LRScheduler, bool]:
-    """The recipe's schedule, and whether it moves with each step (else each epoch).
-
-    `cosine` warms up for one epoch and falls to nearly nothing at the last; `step` halves every five epochs.
-
-    Raises:
-        ValueError: another name.
-    """
-    if recipe.schedule == "step":
-        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.5), False
-    if recipe.schedule != "cosine":
-        raise ValueError(f"unknown schedule {recipe.schedule!r}: cosine, step")
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=max(steps * recipe.epochs + 1, 3), pct_start=1 / max(recipe.epochs, 2),
-        cycle_momentum=False), True
-
-
-def _save(experiment: Experiment, training: Training, asked: dict) -> None:
-    """Writes checkpoint, statistics and sidecar; the sidecar last, since it is what makes a checkpoint count."""
-    files, model, data = experiment.files, experiment.model, experiment.data
-    keep_previous(files)
-    save_torch(files.checkpoint, model.state_dict())
-    versions = environment(experiment.device)
-    total, trained = model.count_parameters()
-    size_mb = files.checkpoint.stat().st_size / 2**20
-    train_time = training.seconds + training.feature_seconds
-    about = {"dataset": data.name, "classes": data.classes, "split": data.split, "recipe": experiment.recipe.to_dict(),
-             "backbone": model.backbone, "weights": model.source, "seed": experiment.seed,
-             "device": str(experiment.device), "environment": versions}
-    write_json(files.stats, {
-        **training.history, "best_val_acc": max(training.history["val_accs"]), "best_epoch": training.best_epoch,
-        "train_time": train_time, "feature_time": training.feature_seconds, "params": total, "trained_params": trained,
-        "model_size_mb": size_mb, "train_memory_mb": memory_mb(), **about})
-    save_array(files.array("train_time"), train_time)
-    save_array(files.array("model_size"), size_mb)
-    pretrained = weights_file(model.backbone).name if model.source != "none" else None
-    write_json(files.sidecar, {**asked, "weights_file": pretrained, "environment": versions,
-                               "sha256": file_hash(files.checkpoint)})
-    files.last.unlink(missing_ok=True)
-
-
-def keep_previous(files: ResultFiles) -> None:
-    """Moves a saved model, its sidecar, statistics and predictions to a folder `previous`, named by the checkpoint."""
-    if not files.checkpoint.is_file():
-        return
-    tag = file_hash(files.checkpoint)[:8]
-    folder = files.root / "previous" / f"{files.model_name}-{tag}"
-    folder.mkdir(parents=True, exist_ok=True)
-    repeated = sorted(files.predictions.parent.glob(f"{files.model_name}_seed_*.csv"))
-    for path in (files.sidecar, files.checkpoint, files.stats, files.predictions, *repeated):
-        if path.is_file():
-            os.replace(path, folder / path.name)
-    print(f"the earlier model was moved to {shown(folder)}")
+    return plan(data, recipe, source, seed, backbone, device, cache).build()
 
 
 # ---------------------------------------------------------------- predictions
@@ -523,23 +318,18 @@ def predict(experiment: Experiment, part: str = "test") -> pd.DataFrame:
     """Predicts a part's videos; each video's probabilities are averaged over the recipe's `test_clips` views.
 
     Returns:
-        One row a clip: clip_path, group, label, predicted, and `p_<class>` for each class, adding up to one.
+        One row per clip: clip_path, group, label, predicted, and `p_<class>` for each class, adding up to one.
     """
-    loader = experiment.test_loader(part)
-    return prediction_table(experiment, part, predict_probabilities(experiment.trained_part(), loader, experiment.device))
+    views = view_probabilities(experiment.trained_part(), experiment.test_loader(experiment.dataset(part)),
+                               experiment.device)
+    return prediction_table(experiment.data, part, views.mean(dim=1))
 
 
-def prediction_table(experiment: Experiment, part: str, probabilities: torch.Tensor) -> pd.DataFrame:
+def prediction_table(data: VideoData, part: str, probabilities: torch.Tensor) -> pd.DataFrame:
     """What `predict` returns, from a part's (N, num_classes) probabilities."""
-    classes = experiment.data.classes
-    table = experiment.data.table(part)[["clip_path", "group", "label"]]
-    table["predicted"] = [classes[i] for i in probabilities.argmax(dim=1).tolist()]
-    return table.join(pd.DataFrame(probabilities.numpy(), columns=[f"p_{name}" for name in classes]))
-
-
-def predict_probabilities(module: Callable, loader: DataLoader, device) -> torch.Tensor:
-    """(N, num_classes) float64 probabilities, averaged over the views of batches (B, V, ...)."""
-    return view_probabilities(module, loader, device).mean(dim=1)
+    table = data.table(part)[["clip_path", "group", "label"]]
+    table["predicted"] = [data.classes[i] for i in probabilities.argmax(dim=1).tolist()]
+    return table.join(pd.DataFrame(probabilities.numpy(), columns=[f"p_{name}" for name in data.classes]))
 
 
 @torch.inference_mode()
@@ -548,6 +338,6 @@ def view_probabilities(module: Callable, loader: DataLoader, device) -> torch.Te
     module.eval()
     rows = []
     for x, _ in loader:
-        logits = module(x.flatten(0, 1).to(device))  # (B*V, num_classes)
-        rows.append(logits.double().softmax(dim=1).unflatten(0, x.shape[:2]).cpu())
+        logits = module(x.flatten(0, 1).to(device)).cpu()  # (B*V, num_classes)
+        rows.append(logits.double().softmax(dim=1).unflatten(0, x.shape[:2]))
     return torch.cat(rows)

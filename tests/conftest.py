@@ -27,7 +27,8 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 25.0, codec: str = 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
     """Frames whose grey value is 5 times their index, so that a frame tells which it is."""
-    return np.broadcast_to((5 * np.arange(count, dtype=np.uint8))[:, None, None, None], (count, height, width, 3)).copy()
+    grey = 5 * np.arange(count, dtype=np.uint8)
+    return np.broadcast_to(grey[:, None, None, None], (count, height, width, 3)).copy()
 
 
 def frame_numbers(frames: np.ndarray) -> list[int]:
@@ -49,7 +50,7 @@ def moving_square(label: int, seed: int, count: int = 20) -> np.ndarray:
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
     """Three classes of 6 groups of 2 clips, with splits by whole groups."""
-    from splits import ensure_splits
+    from videos.splits import ensure_splits
 
     root = tmp_path_factory.mktemp("tiny")
     for label, name in enumerate(("PullUps", "Punch", "PushUps")):

@@ -8,13 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import audit
-import splits
-from audit import (
-    check_clips, check_table, findings, group_overlap, leakage_lab, leakage_table, load_or_check,
-    same_group_neighbours, shortcut_scores, split_kinds,
-)
+import data
 from conftest import REAL_CLIPS
+from studies import audit
+from studies.audit import (
+    check_clips,
+    check_table,
+    findings,
+    group_overlap,
+    leakage_lab,
+    leakage_table,
+    load_or_check,
+    same_group_neighbours,
+    shortcut_scores,
+    split_kinds,
+)
+from videos import splits
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float = 10.0) -> None:
@@ -31,7 +40,7 @@ def noise(frames: int, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def videos(tmp_path):
-    """Eight clips a class, of 10 to 17 frames, split by group."""
+    """Eight clips per class, of 10 to 17 frames, split by group."""
     for number, label in enumerate(("A", "B")):
         for group in range(8):
             write_video(tmp_path / label / f"v_{label}_g{group + 1:02d}_c01.avi", noise(10 + group, 8 * number + group))
@@ -88,7 +97,7 @@ def test_check_finds_bad_clips_and_duplicates_across_parts(videos, capfd):
     cut.write_bytes(cut.read_bytes()[:cut.stat().st_size // 2])
     csv = videos / "report.csv"
     with pytest.raises(SystemExit, match="unreadable: remove them and fetch or import them again"):
-        audit.main([str(videos), "--csv", str(csv)])
+        data.main(["check", str(videos), "--csv", str(csv)])
     printed = capfd.readouterr().out
     both = "train and test" if train > test else "test and train"
     assert f"duplicate: {max(train, test)} = {min(train, test)} ({both})" in printed
@@ -105,9 +114,9 @@ def test_check_of_a_class_without_a_readable_clip(videos):
     assert len(findings(report)) == 8
 
 
-def test_audit_names_a_missing_data_set():
-    with pytest.raises(SystemExit, match="audit: DATASET=no/such/folder"):
-        audit.main(["no/such/folder"])
+def test_check_names_a_missing_data_set():
+    with pytest.raises(SystemExit, match=r"^error: DATASET=no/such/folder"):
+        data.main(["check", "no/such/folder"])
 
 
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips of shared/ucf101 are not here")

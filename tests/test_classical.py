@@ -6,22 +6,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-from conftest import REAL_CLIPS
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import FunctionTransformer
 
-import classical
-import descriptors
-from classical import (
-    FOLDS, MODELS, ModelError, ablation, evaluate, fitting_table, folds, importance, load_or_fit,
-    measure_latency, model_input, predict, summary,
+from classical import descriptors
+from classical.classifiers import (
+    FOLDS,
+    MODELS,
+    ModelError,
+    ablation,
+    evaluate,
+    fitting_table,
+    importance,
+    load_or_fit,
+    measure_latency,
+    model_input,
+    predict,
+    summary,
 )
+from classical.descriptors import FAMILIES
+from conftest import REAL_CLIPS
 from data_loader import VideoError
-from descriptors import FAMILIES
-from experiment import open_data
-from utils import read_json, update_json
+from files import read_json, update_json, write_json
+from videos.library import open_data
+from videos.splits import group_folds
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +52,6 @@ def quick(monkeypatch):
 
 def no_clip(*_):
     raise AssertionError("a clip was opened")
-
-
-# ---------------------------------------------------------------- folds
-
-@given(st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=9), min_size=2, max_size=4),
-       st.integers(0, 99))
-def test_folds_keep_groups_whole_and_every_class_in_each_fit(sizes, seed):
-    rows = [(f"class{label}", f"g{group:02d}") for label, groups in enumerate(sizes)
-            for group, clips in enumerate(groups) for _ in range(clips)]
-    table = pd.DataFrame(rows, columns=["label", "group"])
-    splits, how = folds(table, True, seed)
-    assert len(splits) == min(FOLDS, min(map(len, sizes))) and "whole groups" in how
-    assert sorted(np.concatenate([score for _, score in splits])) == list(range(len(table)))
-    pairs = table["label"] + table["group"]
-    for fit, score in splits:
-        assert not set(pairs[fit]) & set(pairs[score])
-        assert set(table["label"][fit]) == set(table["label"])
-
-
-def test_folds_where_groups_are_wanting():
-    table = pd.DataFrame({"label": ["a"] * 4 + ["b"] * 4, "group": list("ppqqrrrr")})
-    splits, how = folds(table, True, 0)
-    assert how == "4 folds of single clips, since a class has one group only" and len(splits) == 4
-    assert folds(table, False, 0)[1] == "4 folds of single clips, since the clips name no groups"
-    with pytest.raises(ValueError, match="b has one clip"):
-        folds(table.iloc[:5], True, 0)
 
 
 # ---------------------------------------------------------------- fit, save, reload
@@ -95,8 +77,8 @@ def test_fitted_then_reloaded_without_a_clip(name, data, cache, quick, capsys):
     capsys.readouterr()
 
     with pytest.MonkeyPatch.context() as patch:
-        for function in ("descriptors.file_hash", "descriptors.read_pairs", "classical.read_pairs"):
-            patch.setattr(function, no_clip)
+        for function in ("file_hash", "read_pairs"):
+            patch.setattr(descriptors, function, no_clip)
         again = load_or_fit(name, data, seed=0, cache=cache)
         assert again.reloaded and again.stats == stats and "reloaded" in capsys.readouterr().out
         pd.testing.assert_frame_equal(evaluate(again), table)
@@ -121,11 +103,24 @@ def test_what_differs_is_fitted_anew_and_the_old_kept(data, cache, monkeypatch, 
     monkeypatch.setitem(MODELS, "knn", other)
     assert not load_or_fit("knn", data, seed=7, cache=cache).reloaded
     assert "search is" in capsys.readouterr().out
-    monkeypatch.setattr(classical, "settings", lambda: {**descriptors.settings(), "version": 0})
+    monkeypatch.setattr(descriptors, "VERSION", 0)
     assert not load_or_fit("knn", data, seed=7, cache=cache).reloaded
     assert "descriptors.version is 0, was" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no classical model 'svm': there are linear_svm"):
         load_or_fit("svm", data)
+
+
+def test_a_model_saved_before_its_encoder_moved_is_fitted_anew(data, cache, quick, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors.FisherVectors, "__module__", "descriptors")
+        files = load_or_fit("fisher_svm", data, cache=cache).files
+    sidecar = read_json(files.sidecar)
+    del sidecar["encoder"]
+    write_json(files.sidecar, sidecar)
+    capsys.readouterr()
+    assert not load_or_fit("fisher_svm", data, cache=cache).reloaded
+    assert "SVM on Fisher vectors: encoder is classical.descriptors.FisherVectors, was" in capsys.readouterr().out
+    assert load_or_fit("fisher_svm", data, cache=cache).reloaded
 
 
 def test_test_clips_are_never_read_while_tuning(tiny_dataset, tmp_path):
@@ -135,7 +130,7 @@ def test_test_clips_are_never_read_while_tuning(tiny_dataset, tmp_path):
     for clip in data.table("test")["clip_path"]:
         (root / clip.lstrip("/")).write_bytes(clip.encode())
     model = load_or_fit("linear_svm", data, cache=tmp_path / "cache")
-    seen = list((tmp_path / "cache" / "descriptors").glob("*.npz"))
+    seen = list((tmp_path / "cache" / "descriptors").iterdir())
     assert len(seen) == len(data.table("train")) + len(data.table("val"))
     with pytest.raises(VideoError, match=data.table("test")["clip_name"].iloc[0]):
         evaluate(model)
@@ -145,7 +140,7 @@ def test_learning_steps_see_only_a_folds_fitting_clips(data, cache):
     """Scaling, components and mixtures are inside the pipeline: poisoned scoring clips change nothing."""
     table = fitting_table(data)
     y = table["label"].map(data.class_map).to_numpy()
-    fit, score = folds(table, True, 0)[0][0]
+    fit, score = group_folds(table, FOLDS, True, 0)[0][0]
     for name in ("linear_svm", "fisher_svm"):
         x = model_input(name, table, data.root, cache)
         poisoned = x.copy()
@@ -161,7 +156,7 @@ def test_a_changed_file_is_refused(data, cache):
     saved = bytearray(files.checkpoint.read_bytes())
     saved[len(saved) // 2] ^= 1
     files.checkpoint.write_bytes(saved)
-    with pytest.raises(ModelError, match="best_knn.skops: not the file that its sidecar describes"):
+    with pytest.raises(ModelError, match=r"best_knn\.skops: not the file that its sidecar describes"):
         load_or_fit("knn", data, cache=cache)
 
 
@@ -170,7 +165,7 @@ def test_foreign_types_are_refused_and_never_built(data, cache):
     foreign = skops.io.dumps(FunctionTransformer(shutil.rmtree))
     files.checkpoint.write_bytes(foreign)
     update_json(files.sidecar, sha256=hashlib.sha256(foreign).hexdigest())
-    with pytest.raises(ModelError, match="best_knn.skops: holds types that .* doesn't: shutil.rmtree"):
+    with pytest.raises(ModelError, match=r"best_knn\.skops: holds types .* shutil\.rmtree"):
         load_or_fit("knn", data, cache=cache)
 
 

@@ -17,7 +17,6 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 import metrics
-from utils import read_json, write_json
 
 CLASSES = ("A", "B", "C")
 
@@ -92,23 +91,13 @@ def test_accuracy_interval_is_wilsons(n, share, level):
 def test_by_group_counts_pairs_of_label_and_group():
     t = table(n=80)
     groups = metrics.by_group(t)
-    assert groups["clips"].sum() == len(t) and len(groups) == len(set(zip(t["label"], t["group"])))
+    assert groups["clips"].sum() == len(t) and len(groups) == len(set(zip(t["label"], t["group"], strict=False)))
     assert groups["correct"].sum() / len(t) == pytest.approx(sk.accuracy_score(t["label"], t["predicted"]))
     for row in groups.itertuples():
         own = t[(t["label"] == row.label) & (t["group"] == row.group)]
         right = sum(own["label"] == own["predicted"])
         assert (row.clips, row.correct, row.accuracy) == (len(own), right, right / len(own))
     pd.testing.assert_frame_equal(groups, metrics.by_group(t.sample(frac=1, random_state=1)))
-
-
-def test_seeds_summary(tmp_path):
-    values = [0.9, 0.8, 0.85, 0.95]
-    theirs = pd.Series(values)
-    assert metrics.seeds_summary(values) == pytest.approx({"mean": theirs.mean(), "sd": theirs.std(), "n": 4})
-    write_json(tmp_path / "s.json", {"one": metrics.seeds_summary(np.array([0.5]))})
-    assert read_json(tmp_path / "s.json") == {"one": {"mean": 0.5, "sd": None, "n": 1}}
-    with pytest.raises(ValueError, match="no values"):
-        metrics.seeds_summary([])
 
 
 # ---------------------------------------------------------------- intervals by groups
@@ -275,22 +264,22 @@ def pair(b, c, clips=40, p_holm=None, low=None, high=None, first="M", second="N"
      "does not resolve it: 1 such video can't give a p below 1."),
 ])
 def test_reading_says_what_the_numbers_allow(row, said):
-    assert metrics.reading(row).endswith(said)
+    assert metrics.pairwise_reading(row).endswith(said)
 
 
 def test_reading_of_several_pairs_takes_the_adjusted_p():
     several = pd.concat([pair(10, 1, p_holm=0.06), pair(12, 0, p_holm=0.001, first="K")])
-    first, second = metrics.reading(several).splitlines()
+    first, second = metrics.pairwise_reading(several).splitlines()
     assert first.endswith("p = 0.012, p = 0.06 after Holm over 2 comparisons). The test set does not resolve "
                           "it among 2 comparisons.")
     assert second.endswith("K is more accurate.")
-    strict = metrics.reading(pair(10, 1), level=0.999)
+    strict = metrics.pairwise_reading(pair(10, 1), level=0.999)
     assert "(99.9% interval" in strict and strict.endswith("The test set does not resolve it.")
 
 
 def test_reading_takes_pairwise_as_it_is():
     t = table(1, 80, skill=6)
-    said = metrics.reading(metrics.pairwise({"2D-CNN": t.assign(predicted="A"), "3D-CNN": t}))
+    said = metrics.pairwise_reading(metrics.pairwise({"2D-CNN": t.assign(predicted="A"), "3D-CNN": t}))
     assert said.startswith("Of 80 test videos, ") and said.endswith("resolves it: 3D-CNN is more accurate.")
 
 
@@ -406,15 +395,15 @@ def test_coverage_curve_equals_thresholds(t):
     pd.testing.assert_frame_equal(curve, metrics.coverage_curve(t.sample(frac=1, random_state=0)))
 
 
-def test_risk_coverage_area_of_equal_confidences_is_that_of_random_orders():
+def test_coverage_of_equal_confidences_is_that_of_random_orders():
     t = table(3, 30).assign(p_A=0.4, p_B=0.4, p_C=0.2, predicted="A")
     wrong, rng = (t["label"] != "A").to_numpy(), np.random.default_rng(0)
     areas = [(rng.permutation(wrong).cumsum() / np.arange(1, 31)).mean() for _ in range(4000)]
     assert np.mean(areas) == pytest.approx(wrong.mean(), abs=0.01)
-    assert metrics.risk_coverage_area(t) == pytest.approx(wrong.mean())
+    assert 1 - metrics.coverage_curve(t)["accuracy"].mean() == pytest.approx(wrong.mean())
     sure = t.assign(p_A=np.where(wrong, 0.4, 0.9), p_B=np.where(wrong, 0.4, 0.1), p_C=0.2 * wrong)
     risks = [max(0, kept - (~wrong).sum()) / kept for kept in range(1, 31)]
-    assert metrics.risk_coverage_area(sure) == pytest.approx(np.mean(risks))
+    assert 1 - metrics.coverage_curve(sure)["accuracy"].mean() == pytest.approx(np.mean(risks))
 
 
 # ---------------------------------------------------------------- tables at the edge
@@ -422,7 +411,7 @@ def test_risk_coverage_area_of_equal_confidences_is_that_of_random_orders():
 def test_one_clip():
     t = table(0, 1, skill=50)
     assert metrics.accuracy_interval(t)[::2] == (1, 1) and metrics.group_bootstrap(t, "f1") == (1, 1, 1)
-    assert metrics.coverage_curve(t)["coverage"].tolist() == [1] and metrics.risk_coverage_area(t) == 0
+    assert metrics.coverage_curve(t)["coverage"].tolist() == [1]
     assert metrics.expected_calibration_error(t) == pytest.approx(1 - metrics.confidence(t)[0])
     pairs = metrics.pairwise({"a": t, "b": t})
     assert pairs[["b", "c", "p_value", "p_holm"]].values.tolist() == [[0, 0, 1, 1]]
@@ -433,17 +422,17 @@ def test_names_that_look_like_numbers_stay_text(tmp_path):
     renamed = t.replace({"10": "x", "9": "y", "100": "z"})
     renamed = renamed.rename(columns={"p_10": "p_x", "p_9": "p_y", "p_100": "p_z"})
     for score in (metrics.brier, metrics.negative_log_likelihood, metrics.expected_calibration_error,
-                  metrics.fit_temperature, metrics.risk_coverage_area):
+                  metrics.fit_temperature):
         assert score(t) == pytest.approx(score(renamed))
     t.to_csv(tmp_path / "p.csv", index=False)
-    with pytest.raises(ValueError, match="no probabilities of 10, 100, 9 .*names as text"):
+    with pytest.raises(ValueError, match=r"no probabilities of 10, 100, 9 .*names as text"):
         metrics.brier(pd.read_csv(tmp_path / "p.csv"))
 
 
 @pytest.mark.parametrize("function", [
     metrics.accuracy_interval, metrics.group_bootstrap, metrics.by_group, metrics.confidence,
     metrics.reliability, metrics.brier, metrics.negative_log_likelihood, metrics.fit_temperature,
-    metrics.coverage_curve, metrics.risk_coverage_area])
+    metrics.coverage_curve])
 def test_an_empty_table_is_refused(function):
     with pytest.raises(ValueError, match="holds no clips"):
         function(table().iloc[:0])
@@ -473,3 +462,13 @@ def test_only_libraries_are_imported():
     imported = {line.split()[1].split(".")[0] for line in Path(metrics.__file__).read_text().splitlines()
                 if line.startswith(("import ", "from "))}
     assert not modules & imported
+
+
+def test_uncertain_prefers_confident_mistakes():
+    t = table(skill=0.0)
+    chosen = metrics.uncertain(t, 4)
+    assert (chosen.label != chosen.predicted).all() and chosen.probability.is_monotonic_decreasing
+    right = t[t.label == t.predicted]
+    chosen = metrics.uncertain(right, 4)
+    assert chosen.probability.is_monotonic_increasing
+    assert chosen.probability.iloc[0] == right.filter(regex="^p_").max(axis=1).min()

@@ -2,6 +2,7 @@ import http.server
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,17 @@ from torchvision import models as tv
 import models
 from config import get_recipe
 from models import (
-    FrameModel, InflatedEfficientNet, ResNet3D, ResNet18Temporal, TemporalConv, TemporalPool, WeightsError, build_model,
-    choose_backbone, choose_source, weights_file,
+    FrameModel,
+    InflatedEfficientNet,
+    ResNet3D,
+    ResNet18Temporal,
+    TemporalConv,
+    TemporalPool,
+    WeightsError,
+    build_model,
+    choose_backbone,
+    choose_source,
+    weights_file,
 )
 
 
@@ -33,6 +43,12 @@ def hub(tmp_path, monkeypatch):
     """An empty folder as torch's hub folder."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "checkpoints"
+
+
+def publish(monkeypatch, port):
+    """torchvision's weights of ResNet-18 are looked for at a port of this machine."""
+    published = SimpleNamespace(url=f"http://127.0.0.1:{port}/resnet18-f37072fd.pth")
+    monkeypatch.setitem(models.TORCHVISION, "resnet18", (tv.resnet18, published))
 
 
 def plant(hub, backbone, net):
@@ -59,7 +75,7 @@ def test_planted_torchvision_weights_are_loaded(hub):
 def test_unreadable_or_foreign_weights_are_named(hub):
     hub.mkdir(parents=True)
     weights_file("resnet18").write_bytes(b"half a file")
-    with pytest.raises(WeightsError, match="resnet18-f37072fd.pth"):
+    with pytest.raises(WeightsError, match=r"resnet18-f37072fd\.pth"):
         ResNet18Temporal(3)
     plant(hub, "resnet18", nn.Linear(2, 2))
     with pytest.raises(WeightsError, match="another network"):
@@ -67,7 +83,7 @@ def test_unreadable_or_foreign_weights_are_named(hub):
 
 
 def test_refused_connection(hub, monkeypatch):
-    monkeypatch.setattr(models, "weights_url", lambda backbone: "http://127.0.0.1:9/resnet18-f37072fd.pth")
+    publish(monkeypatch, 9)
     with pytest.raises(WeightsError) as error:
         ResNet18Temporal(3)
     for words in ("resnet18-f37072fd.pth", str(hub), "weights=None"):
@@ -77,8 +93,7 @@ def test_refused_connection(hub, monkeypatch):
 
 def test_silent_host_fails_in_time(hub, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/resnet18-f37072fd.pth"
-        monkeypatch.setattr(models, "weights_url", lambda backbone: url)
+        publish(monkeypatch, server.getsockname()[1])
         started = time.monotonic()
         with pytest.raises(WeightsError, match="can't fetch"):
             ResNet18Temporal(3)
@@ -105,9 +120,8 @@ class BreakingHandler(http.server.BaseHTTPRequestHandler):
 def test_broken_transfer_leaves_nothing(hub, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BreakingHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(models, "weights_url",
-                        lambda backbone: f"http://127.0.0.1:{server.server_port}/resnet18-f37072fd.pth")
-    with pytest.raises(WeightsError, match="resnet18-f37072fd.pth"):
+    publish(monkeypatch, server.server_port)
+    with pytest.raises(WeightsError, match=r"resnet18-f37072fd\.pth"):
         ResNet18Temporal(3)
     server.shutdown()
     assert not list(hub.glob("*"))
@@ -191,11 +205,11 @@ def test_attention_equals_its_formula():
     torch.manual_seed(0)
     pool, x = TemporalPool("attention", 6), torch.randn(2, 5, 6)
     nn.init.normal_(pool.score.weight)
-    for clip, pooled in zip(x, pool(x)):
+    for clip, pooled in zip(x, pool(x), strict=False):
         scores = torch.stack([pool.score.weight[0] @ (torch.tanh(pool.value(h)) * torch.sigmoid(pool.gate(h)))
                               for h in clip])
         weights = scores.exp() / scores.exp().sum()
-        torch.testing.assert_close(pooled, sum(a * h for a, h in zip(weights, clip)))
+        torch.testing.assert_close(pooled, sum(a * h for a, h in zip(weights, clip, strict=False)))
 
 
 def test_conv_pooling_is_a_residual_convolution_then_the_average():
@@ -233,7 +247,7 @@ def test_wrong_choices_are_told(call, words):
 def test_lite0_equals_its_package_in_values_and_gradients():
     ours = FrameModel(3, "efficientnet_lite0", weights="packaged").eval()
     theirs = EfficientNet.from_name("efficientnet-lite0").eval()
-    theirs.load_state_dict(models.load_weights("efficientnet_lite0"))
+    theirs.load_state_dict(torch.load(weights_file("efficientnet_lite0"), weights_only=True))
     theirs.to(memory_format=torch.channels_last)
     frames = torch.randn(3, 3, 224, 224)
     mine, reference = ours.stages(frames[None])[0], theirs.extract_features(frames).mean(dim=(2, 3))
@@ -243,4 +257,15 @@ def test_lite0_equals_its_package_in_values_and_gradients():
     compared = dict(theirs.named_parameters())
     for (name, parameter), (_, gradient) in zip(
             [(n, p) for n, p in compared.items() if p.grad is not None], ours.stages.named_parameters(), strict=True):
-        torch.testing.assert_close(gradient.grad, parameter.grad, rtol=1e-3, atol=1e-3 * float(parameter.grad.abs().max()), msg=name)
+        tolerance = 1e-3 * float(parameter.grad.abs().max())
+        torch.testing.assert_close(gradient.grad, parameter.grad, rtol=1e-3, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("kind, shape", [("2d", (1, 4, 3, 64, 64)), ("3d", (1, 3, 4, 64, 64))])
+def test_summary_names_stages_and_counts_and_changes_nothing(kind, shape):
+    model = build_model(get_recipe("recommended", kind), 3, "none")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    text, (total, trained) = models.summary(model, torch.zeros(shape)), model.count_parameters()
+    assert all(f"({name})" in text for name, _ in model.stages.named_children())
+    assert f"Total params: {total:,}" in text and f"Trainable params: {trained:,}" in text
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -3,13 +3,11 @@
 import base64
 import io
 import itertools
-import json
 import re
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,24 +15,26 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import websocket
 from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image, ImageSequence
+from PIL import Image
 
-import classical
 import evaluation
 import metrics
 import plots
 import report
-from config import ROOT, ClassicalFiles, ResultFiles, get_recipe
+from classical import classifiers
+from comparison import load_results
+from config import ROOT, get_recipe
 from data_loader import clip_file
-from experiment import load_or_train, open_data
-from utils import read_json, update_json
+from experiment import load_or_train
+from files import ClassicalFiles, ResultFiles, read_json, read_predictions, update_json
+from studies.filmstrips import animation
+from videos.library import open_data
 
-TINY = dict(num_frames=2, train_views=1, epochs=1, test_clips=2, batch_size=12, precision="float32")
+TINY = {"num_frames": 2, "train_views": 1, "epochs": 1, "test_clips": 2, "batch_size": 12, "precision": "float32"}
 IGNORED = shutil.ignore_patterns("*.pth", "report", "model_cards")  # in copies of results
 COLOURS = np.random.default_rng(0).integers(0, 256, (180, 640, 3), dtype=np.uint8)
 
@@ -49,8 +49,8 @@ def trained(tiny_dataset, tmp_path_factory):
         run = load_or_train(kind, data, recipe, "packaged", 0, cache=folder / "cache")
         evaluation.evaluate(run)
     evaluation.measure_latency(run, repeats=0.05)
-    model = classical.load_or_fit("knn", data, cache=folder / "cache")
-    classical.evaluate(model)
+    model = classifiers.load_or_fit("knn", data, cache=folder / "cache")
+    classifiers.evaluate(model)
     figure, ax = plt.subplots()
     ax.plot([1, 2])
     plots.save_figure(figure, data.results / "performance_plots" / "comparison_metrics.png")
@@ -76,7 +76,7 @@ def notebooks(tmp_path_factory) -> Path:
                shows(image_png=png(Image.fromarray(COLOURS))),
                shows(image_png=png(Image.new("RGB", (900, 60), "white"))),
                shows(text_html=wide.to_html(), text_plain="wide"),
-               shows(text_html=plots.animation(COLOURS.reshape(3, 60, 640, 3), "a <clip> & 'more'")),
+               shows(text_html=animation(COLOURS.reshape(3, 60, 640, 3), "a <clip> & 'more'")),
                shows(text_html='<script src="https://example.org/a.js"></script>'
                                '<iframe src="https://example.org"></iframe>'
                                '<link href="https://example.org/a.css">'),
@@ -86,7 +86,8 @@ def notebooks(tmp_path_factory) -> Path:
                            outputs=outputs, execution_count=1),
              new_markdown_cell("## Twice"), new_markdown_cell("## Twice")]
     nbformat.write(new_notebook(cells=cells), folder / "one.ipynb")
-    nbformat.write(new_notebook(cells=[new_markdown_cell(f"No title, {'oneword' * 20}.\n\n## Part")]), folder / "two.ipynb")
+    cells = [new_markdown_cell(f"No title, {'oneword' * 20}.\n\n## Part")]
+    nbformat.write(new_notebook(cells=cells), folder / "two.ipynb")
     return folder
 
 
@@ -97,7 +98,13 @@ def built(trained, notebooks) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(built) -> dict[str, BeautifulSoup]:
-    return {path.name: BeautifulSoup(path.read_text(), "html.parser") for path in sorted(built.iterdir())}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(built.iterdir())}
+    return {name: BeautifulSoup(text, "html.parser") for name, text in texts.items()}
+
+
+def test_the_report_needs_no_torch():
+    script = f"import sys; sys.path[:0] = {sys.path!r}; import report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 # ---------------------------------------------------------------- model cards
@@ -108,12 +115,12 @@ def code_of(card: str) -> str:
 
 @pytest.mark.parametrize("name", ["2d-cnn", "3d-cnn", "knn"])
 def test_the_code_on_a_card_gives_the_tested_probabilities(trained, name, monkeypatch, tmp_path):
-    cards = {path.stem: path.read_text() for path in report.write_cards(trained.results)}
+    cards = {path.stem: path.read_text(encoding="utf-8") for path in report.write_cards(trained.results)}
     assert list(cards) == ["2d-cnn", "3d-cnn", "knn"]
-    expected = evaluation.read_predictions(trained.results / "predictions" / f"{name}.csv").iloc[-1]
+    expected = read_predictions(trained.results / "predictions" / f"{name}.csv").iloc[-1]
     clip = clip_file(trained.root, expected["clip_path"])
     code = code_of(cards[name])
-    assert code.count('"clip.avi"') == 1 and '".cache"' in code or name != "knn"
+    assert code.count('"clip.avi"') == 1 and (name != "knn" or '".cache"' in code)
     code = code.replace('"clip.avi"', repr(str(clip))).replace('".cache"', repr(str(tmp_path)))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(ROOT)
@@ -125,7 +132,7 @@ def test_the_code_on_a_card_gives_the_tested_probabilities(trained, name, monkey
 
 def card_with(trained, wrong: int, groups: int = 1) -> tuple[str, pd.DataFrame]:
     """The 2D-CNN's card, as if its last `wrong` test videos had been taken for PullUps, a class in `groups` groups."""
-    stats = evaluation.load_results(trained.results)["2D-CNN"]
+    stats = load_results(trained.results)["2D-CNN"]
     table = stats["predictions"].assign(predicted=stats["predictions"]["label"])
     if groups > 1:
         table["group"] = [f"g{i % groups}" for i in range(len(table))]
@@ -141,12 +148,12 @@ def test_a_card_tells_the_statistics_and_the_weak_spots(trained):
     card, table = card_with(trained, wrong=2)
     stats = read_json(ResultFiles(trained.results, "2d", "").stats)
     clustered = metrics.group_bootstrap(table)
-    for text in (f"{stats['params']:,}", stats["split"]["sha256"],
+    for text in (*(f"| {fact} | {value} |" for fact, value in stats["facts"].items()), stats["split"]["sha256"],
                  f"{stats['latency']['model'] * 1e3:.1f} ms",
                  f"{metrics.accuracy_interval(table).low:.3f} to",
                  f"{clustered.low:.3f} to {clustered.high:.3f}",
                  f"{stats['train_memory_mb']['peak']:.0f} MiB",
-                 f"| torch | {stats['environment']['torch']} |", "Wrong: 2 of", "Lowest recall: PushUps",
+                 f"| torch | {stats['environment']['torch']} |", "Misclassified: 2 of", "Lowest recall: PushUps",
                  "PushUps taken for PullUps, 2 of 2", "The worst groups",
                  f"expected calibration error {metrics.expected_calibration_error(table):.3f}"):
         assert text in card, text
@@ -165,7 +172,7 @@ def test_a_card_says_when_resampling_says_nothing(trained):
 
 def test_a_classical_card_tells_its_statistics(trained):
     stats = read_json(ClassicalFiles(trained.results, "knn").stats)
-    card = report.write_cards(trained.results)[-1].read_text()
+    card = report.write_cards(trained.results)[-1].read_text(encoding="utf-8")
     for text in ("Model card: k-nearest neighbours", f"{stats['cv_mean']:.3f}", stats["cv_how"],
                  f"{stats['fit_time']:.1f} s", f"| scikit-learn | {stats['environment']['scikit-learn']} |"):
         assert text in card, text
@@ -174,7 +181,7 @@ def test_a_classical_card_tells_its_statistics(trained):
 def test_predictions_of_another_model_are_refused(trained, tmp_path):
     root = shutil.copytree(trained.results, tmp_path / "results", ignore=IGNORED)
     files = ResultFiles(root, "3d", "")
-    update_json(files.stats, predictions_of="another")
+    update_json(files.stats, tables={"3d-cnn": "another"})
     with pytest.raises(ValueError, match=r"3d-cnn.csv: not of the model that .*best_3d-cnn.json"):
         report.write_cards(root)
     assert not (root / "model_cards").exists()
@@ -221,16 +228,24 @@ def test_pages_are_for_every_reader(pages):
     assert [cell["scope"] for cell in one.table("th")[:2]] == ["col", "col"]
 
 
-@given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["a", "b c"])), max_size=8))
+@given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["a", "b c", "content"])), max_size=8))
 def test_headings_are_put_in_order(headings):
-    soup = BeautifulSoup("".join(f"<h{level}>{text}</h{level}>" for level, text in headings), "html.parser")
-    report.order_headings(soup, "title")
-    found = soup(report.HEADINGS)
+    written = "".join(f"<h{level}>{text}</h{level}>" for level, text in headings)
+    page = BeautifulSoup(report.finish(f'<main id="content"><h1>title</h1>{written}</main>'), "html.parser")
+    found = page(report.HEADINGS)
     levels = [int(heading.name[1]) for heading in found]
-    assert levels[0] == 1 == levels.count(1) and len({heading["id"] for heading in found}) == len(found)
+    assert levels[0] == 1 == levels.count(1) and len({element["id"] for element in page(id=True)}) == len(found) + 1
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
-    texts = [heading.get_text() for heading in found]
-    assert texts[len(texts) - len(headings):] == [text for _, text in headings]
+    assert [heading.get_text() for heading in found] == ["title", *(text for _, text in headings)]
+
+
+def as_webp(picture: bytes) -> tuple[Image.Image, int]:
+    """A PNG as the report shows it, and its bytes."""
+    url, *size = report.webp(f"data:image/png;base64,{base64.b64encode(picture).decode()}")
+    data = base64.b64decode(url.removeprefix("data:image/webp;base64,"))
+    kept = Image.open(io.BytesIO(data))
+    assert kept.format == "WEBP" and list(kept.size) == size
+    return kept.convert("RGB"), len(data)
 
 
 def test_pictures_keep_what_they_show():
@@ -239,20 +254,17 @@ def test_pictures_keep_what_they_show():
     data = io.BytesIO()
     figure.savefig(data)
     plt.close(figure)
-    with Image.open(data) as diagram, Image.open(io.BytesIO(report.webp(diagram))) as kept:
-        assert np.array_equal(kept.convert("RGB"), diagram.convert("RGB")) and kept.format == "WEBP"
+    with Image.open(data) as diagram:
+        assert np.array_equal(as_webp(data.getvalue())[0], diagram.convert("RGB"))
     y, x = np.mgrid[:1:300j, :1:400j]
     photo = Image.fromarray((np.stack([x, y, (x + y) / 2], axis=-1) * 255).astype(np.uint8))
     assert photo.getcolors(report.COLOURS) is None
-    data = report.webp(photo)
-    error = np.abs(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float) - np.asarray(photo))
-    assert len(data) < len(base64.b64decode(png(photo))) and error.mean() < 3
-    moving = plots.animation(COLOURS.reshape(3, 60, 640, 3), "", fps=5)
-    gif = base64.b64decode(re.search(r"base64,([^\"]+)", moving)[1])
-    with Image.open(io.BytesIO(gif)) as moving, Image.open(io.BytesIO(report.webp(moving))) as kept:
-        assert (kept.n_frames, kept.size) == (3, moving.size)
-        durations = [frame.load() and frame.info["duration"] for frame in ImageSequence.Iterator(kept)]
-        assert durations == [200] * 3
+    data = base64.b64decode(png(photo))
+    kept, size = as_webp(data)
+    assert size < len(data) and np.abs(np.asarray(kept, float) - np.asarray(photo)).mean() < 3
+    moving = BeautifulSoup(animation(COLOURS.reshape(3, 60, 640, 3), ""), "html.parser").img["src"]
+    page = BeautifulSoup(report.finish(f'<main><h1>title</h1><img src="{moving}"></main>'), "html.parser")
+    assert page.img["src"] == moving
 
 
 def test_an_earlier_report_stays_until_the_new_one_is_whole(trained, notebooks, tmp_path, monkeypatch):
@@ -260,27 +272,30 @@ def test_an_earlier_report_stays_until_the_new_one_is_whole(trained, notebooks, 
     (results / "report").mkdir()
     (results / "report" / "index.html").write_text("old")
 
-    def fails(page, name, menu):
-        if name == "two.html":
-            raise OSError("disk full")
-        return name
+    write = Path.write_text
 
-    monkeypatch.setattr(report, "render_page", fails)
-    with pytest.raises(OSError, match="disk full"):
-        report.build(results, notebooks)
-    assert [path.read_text() for path in (results / "report").iterdir()] == ["old"]
-    monkeypatch.setattr(report, "render_page", lambda page, name, menu: name)
-    report.build(results, notebooks)
-    assert (results / "report" / "index.html").read_text() == "index.html"
+    def fails(path, *content, **how):
+        if path.name == "two.html":
+            raise OSError("disk full")
+        return write(path, *content, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", fails)
+        with pytest.raises(OSError, match="disk full"):
+            report.build(results, notebooks)
+    assert [path.read_text(encoding="utf-8") for path in (results / "report").iterdir()] == ["old"]
+    assert not list(results.glob(".report*"))
+    index = report.build(results, notebooks)
+    assert index == results / "report" / "index.html" and "Headline table" in index.read_text(encoding="utf-8")
     assert not list(results.glob(".report*"))
 
 
 def test_what_is_missing_is_told(trained, notebooks, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no notebooks there; .*make run"):
+    with pytest.raises(FileNotFoundError, match=r"no notebooks there; .*make run"):
         report.build(trained.results, tmp_path)
     cells = [new_code_cell("1", execution_count=1), new_code_cell("2"), new_code_cell("")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "half.ipynb")
-    with pytest.raises(ValueError, match="half.ipynb: 1 of 2 code cells were not executed; run make run"):
+    with pytest.raises(ValueError, match=r"half\.ipynb: 1 of 2 code cells were not executed; run make run"):
         report.build(trained.results, tmp_path)
     monkeypatch.setenv("DATASET", "nowhere")
     with pytest.raises(SystemExit, match="error: DATASET=nowhere"):
@@ -299,84 +314,32 @@ def test_command_line(trained, notebooks, tmp_path, monkeypatch, capsys):
 
 # ---------------------------------------------------------------- in a browser
 
-class Browser:
-    """Headless Chromium, driven over its DevTools protocol."""
-
-    FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-sync", "--disable-background-networking", "--disable-component-update",
-             "--remote-debugging-port=0")
-
-    def __init__(self, profile: Path):
-        command = ["chromium", *self.FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.socket, self.count, self.events = None, itertools.count(), []
-        try:
-            address = self._wait(lambda: (profile / "DevToolsActivePort").read_text().split()[0])
-            tab = self._wait(lambda: self._tabs(address)[0])
-            self.socket = websocket.create_connection(tab, suppress_origin=True, timeout=30)
-        except BaseException:
-            self.close()
-            raise
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def _wait(self, ask, seconds: float = 20):
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                return ask()
-            except (OSError, IndexError):
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-
-    def _tabs(self, port: str) -> list[str]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
-            return [tab["webSocketDebuggerUrl"] for tab in json.load(answer) if tab["type"] == "page"]
-
-    def call(self, method: str, **params) -> dict:
-        number = next(self.count)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        while (message := json.loads(self.socket.recv())).get("id") != number:
-            self.events.append(message)
-        assert "error" not in message, message
-        return message["result"]
-
-    def open(self, page: Path, width: int, scheme: str) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1,
-                  mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.events.clear()
-        self.call("Page.navigate", url=page.as_uri())
-        while "Page.loadEventFired" not in [event.get("method") for event in self.events]:
-            self.events.append(json.loads(self.socket.recv()))
-
-    def evaluate(self, script: str):
-        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def told(self) -> list[dict]:
-        """Messages and errors of the console, and requests for anything but files and data."""
-        bad = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-        return [event for event in self.events if event["method"] in bad or (
-            event["method"] == "Network.requestWillBeSent"
-            and not event["params"]["request"]["url"].startswith(("file:", "data:")))]
-
-    def close(self) -> None:
-        if self.socket:
-            self.socket.close()
-        self.process.terminate()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not shutil.which("chromium"):
-        pytest.skip("no chromium here: pages were not opened")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
+def browser():
+    """Headless Chromium."""
+    client = pytest.importorskip("playwright.sync_api", reason="no playwright here: pages were not opened")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if not program:
+        pytest.skip("no Chromium here: pages were not opened")
+    with client.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser, path: Path, width: int, scheme: str):
+    """A page with all that can be unfolded, and what it told: console messages, errors, other requests than files."""
+    told = []
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or told.append(request.url))
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    yield page, told
+    page.close()
 
 
 # Lowest contrast of text to the ground behind it (WCAG 2.2, 1.4.3), with the text.
@@ -405,22 +368,31 @@ BROKEN = ("Promise.all([...document.images].map(i => i.decode().then(() => 0, ()
 @pytest.mark.parametrize("width", [390, 1280])
 def test_pages_in_a_browser(built, pages, browser, width, scheme):
     for path in sorted(built.iterdir()):
-        browser.open(path, width, scheme)
-        browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        assert browser.evaluate("innerWidth") == width
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width, path.name
-        contrast, text = browser.evaluate(CONTRAST)
-        assert contrast >= 4.5, (path.name, contrast, text)
-        images, broken = browser.evaluate(BROKEN)
-        assert not broken and images == len(pages[path.name]("img")), path.name
-        ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)")
-        assert browser.told() == [], path.name
+        with opened(browser, path, width, scheme) as (page, told):
+            assert page.evaluate("innerWidth") == width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+            contrast, text = page.evaluate(CONTRAST)
+            assert contrast >= 4.5, (path.name, contrast, text)
+            images, broken = page.evaluate(BROKEN)
+            assert not broken and images == len(pages[path.name]("img")), path.name
+            ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)")
+            assert told == [], path.name
 
 
 def test_what_is_wide_scrolls_in_its_own_box(built, browser):
-    browser.open(built / "one.html", 390, "light")
-    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    boxes = browser.evaluate("[...document.querySelectorAll('pre, .scroll')].map(b => "
-                             "[b.scrollWidth > b.clientWidth, getComputedStyle(b).overflowX, b.tabIndex])")
+    with opened(browser, built / "one.html", 390, "light") as (page, _):
+        boxes = page.evaluate("[...document.querySelectorAll('pre, .scroll')].map(b => "
+                              "[b.scrollWidth > b.clientWidth, getComputedStyle(b).overflowX, b.tabIndex])")
     assert boxes and {tuple(box) for box in boxes} == {(True, "auto", 0)}
+
+
+def test_the_keyboard_skips_to_the_content_and_scrolls_what_is_wide(built, browser):
+    with opened(browser, built / "one.html", 390, "light") as (page, _):
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "content"
+        box = page.locator(".scroll:has(table)")
+        box.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.activeElement.scrollLeft > 0")

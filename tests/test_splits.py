@@ -6,18 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import splits
-from splits import (
+import data
+from config import ROOT
+from conftest import REAL_CLIPS
+from videos.splits import (
     COLUMNS,
     KINDS,
     PARTS,
     check_leakage,
     ensure_splits,
+    group_folds,
     group_of,
     has_groups,
     leakage_warning,
@@ -30,8 +34,6 @@ from splits import (
     write_split,
 )
 
-SRC = Path(splits.__file__).parent
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "ucf101"
 COUNTS = {"PullUps": 100, "Punch": 160, "PushUps": 102}
 
 
@@ -223,7 +225,7 @@ def test_a_csv_of_only_path_and_label_gets_names_and_groups(tmp_path):
 def test_a_csv_that_is_no_split(tmp_path, text):
     for name in PARTS:
         (tmp_path / f"{name}.csv").write_text(text)
-    with pytest.raises(ValueError, match="train.csv needs the columns clip_path and label"):
+    with pytest.raises(ValueError, match=r"train.csv needs the columns clip_path and label"):
         read_split(tmp_path)
 
 
@@ -261,53 +263,92 @@ def test_ensure_makes_splits_once_and_respects_a_users_own(tmp_path):
     before = {name: path.read_bytes() for name, path in paths.items()}
     assert ensure_splits(tmp_path, folder, "random", COUNTS) == paths
     assert {name: path.read_bytes() for name, path in paths.items()} == before
-    with pytest.raises(ValueError, match="hold PullUps, Punch, PushUps, not PullUps, Punch: .*move the"):
+    with pytest.raises(ValueError, match=r"hold PullUps, Punch, PushUps, not PullUps, Punch: .*move the"):
         ensure_splits(tmp_path, folder, "official1", iter(["Punch", "PullUps"]))
     paths["val"].unlink()
-    with pytest.raises(FileNotFoundError, match="lacks val.csv"):
+    with pytest.raises(FileNotFoundError, match=r"lacks val.csv"):
         ensure_splits(tmp_path, folder, "official1")
 
 
 def test_command_line(tmp_path, capsys):
     touch(tmp_path, *(path[1:] for path in three_classes["clip_path"]))
-    splits.main([str(tmp_path), "--kind", "random", "--classes", "Punch", "PullUps"])
+    data.main(["split", str(tmp_path), "--kind", "random", "--classes", "Punch", "PullUps"])
     printed = capsys.readouterr().out
     assert "Punch" in printed and "total" in printed and "groups are in more than one part" in printed
     before = (tmp_path / "splits" / "train.csv").read_bytes()
-    with pytest.raises(SystemExit, match="already in .*--force") as stopped:
-        splits.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: .*already in .*--force") as stopped:
+        data.main(["split", str(tmp_path), "--kind", "group"])
     assert "\n" not in str(stopped.value)
+    data.main(["split", str(tmp_path)])
+    assert "kept as they were (--force replaces them)" in capsys.readouterr().out
     assert (tmp_path / "splits" / "train.csv").read_bytes() == before
-    splits.main([str(tmp_path), "--force", "--seed", "7"])
-    assert "in more than one part" not in capsys.readouterr().out
+    data.main(["split", str(tmp_path), "--force", "--seed", "7"])
+    printed = capsys.readouterr().out
+    assert "written (group)" in printed and "in more than one part" not in printed
+
+
+sizes_of_groups = st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=9), min_size=2, max_size=4)
+
+
+@given(sizes_of_groups, st.integers(2, 6), seeds)
+@settings(deadline=None, max_examples=40)
+def test_folds_hold_every_clip_out_once_and_share_no_group(sizes, most, seed):
+    clips = clips_of({f"c{label}": groups for label, groups in enumerate(sizes)})
+    folds, how = group_folds(clips, most, True, seed)
+    assert len(folds) == min(most, min(map(len, sizes))) and how == f"{len(folds)} folds of whole groups"
+    assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(len(clips)))
+    pairs = clips["label"] + clips["group"]
+    for fit, held_out in folds:
+        assert sorted([*fit, *held_out]) == list(range(len(clips)))
+        assert not set(pairs[fit]) & set(pairs[held_out])
+        assert set(clips["label"][fit]) == set(clips["label"])
+    again, _ = group_folds(clips, most, True, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(sum(folds, ()), sum(again, ()), strict=True))
+
+
+def test_folds_of_single_clips_are_stratified_and_said():
+    clips = clips_of({"a": [1] * 10, "b": [1] * 20})
+    folds, how = group_folds(clips, 5, False, 0)
+    assert how == "5 folds of single clips, since the clips name no groups"
+    for _, held_out in folds:
+        assert clips["label"].iloc[held_out].value_counts().to_dict() == {"a": 2, "b": 4}
+
+
+def test_folds_where_a_class_has_one_group_or_one_clip():
+    clips = clips_of({"a": [2, 2], "b": [4]})
+    folds, how = group_folds(clips, 5, True, 0)
+    assert how == "4 folds of single clips, since a class has one group only" and len(folds) == 4
+    with pytest.raises(ValueError, match="b has one clip"):
+        group_folds(clips.iloc[:5], 5, True, 0)
 
 
 def test_ucf101_sized_tree_takes_seconds_and_little_memory(tmp_path):
-    """13,320 clips, 101 classes of 25 groups: scanned, split each way, checked and listed in a process."""
+    """13,320 clips, 101 classes of 25 groups: scanned, split each way, read, checked and counted in a process."""
+    pytest.importorskip("resource", reason="this system doesn't tell a process's peak memory so")
     for number in range(101):
         clips = clips_of({f"Class{number:03d}": spread(131 + (number < 89))})
         touch(tmp_path, *(path[1:] for path in clips["clip_path"]))
     program = (
-        "import json, resource, sys, time; start = time.perf_counter(); import splits\n"
+        "import json, resource, sys, time; start = time.perf_counter(); from videos import splits\n"
         "clips = splits.scan_clips(sys.argv[1])\n"
         "for kind in splits.KINDS:\n"
         "    splits.write_split(splits.make_split(clips, kind), sys.argv[2])\n"
-        "    splits.print_split(sys.argv[2])\n"
-        "    splits.split_hash(splits.read_split(sys.argv[2]))\n"
+        "    parts = splits.read_split(sys.argv[2])\n"
+        "    splits.split_table(parts), splits.check_leakage(parts), splits.split_hash(parts)\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "print(json.dumps([len(clips), time.perf_counter() - start, peak]))\n")
     # A shell in between: a process keeps the peak of the one that it replaced, here the whole test run's.
     command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", program, tmp_path, tmp_path / "splits"]
-    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     result = subprocess.run(command, capture_output=True, env=environment, text=True, check=True)
     clips, seconds, peak = json.loads(result.stdout.splitlines()[-1])
     print(f"{clips} clips, {len(KINDS)} splits: {seconds:.1f} s, {peak / 1e6:.0f} MB")
     assert clips == 13_320 and seconds < 60 and peak < 1e9
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real clips of shared/ucf101 are not here")
+@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips of shared/ucf101 are not here")
 def test_real_clips_with_six_groups_in_one_class_and_25_in_the_other():
-    clips = scan_clips(SHARED)
+    clips = scan_clips(REAL_CLIPS)
     by_group, at_random = (split_parts(make_split(clips, kind)) for kind in ("group", "random"))
     print(split_table(by_group), split_table(at_random), sep="\n")
     assert split_table(by_group)["total"].tolist() == [31, 50, 81]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -7,7 +8,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,23 +19,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial, TrialState
 from torch import nn
+from torch.utils.data import Subset
 
 import data_loader
 import experiment
 import features
 import plots
-import tuning
+import tune
 from config import Recipe, get_recipe
 from data_loader import VideoError, make_loader
-from experiment import VideoData, open_data
-from models import FrameModel, InflatedEfficientNet, TemporalPool
-from tuning import (
-    Batches, Objective, Views, best_recipe, compare, importances, make_folds, run_study, train_head,
-    trials_table,
-)
+from models import FrameModel, InflatedEfficientNet
+from studies import tuning
+from studies.tuning import Clips, best_recipe, compare, cross_validate, run_study, train_head, trials_table
+from videos.library import VideoData, open_data
 
+# pytest resets the filters that the module sets
+pytestmark = [pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+              pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")]
 TESTS = Path(__file__).resolve().parent
 TINY = get_recipe("recommended", "2d", num_frames=4, epochs=3, batch_size=8)
+HEAD = dataclasses.replace(TINY, trained="head")
 FEW = {"head": (2, 4), "stage": (2, 4)}
 VALUES = {"lr": 1e-3, "weight_decay": 1e-3, "label_smoothing": 0.0, "dropout": 0.0, "schedule": "step",
           "epochs": 2, "pooling": "max"}
@@ -45,12 +48,11 @@ class FakeActivations(list):
     """What `trunk_activations` gives for the 2D head, without a clip: 4 frames that hint at the class."""
 
     def __init__(self, model, dataset, views, device, seed=0, **_):
-        self.labels = [dataset.label(i) for i in range(len(dataset))]
-        for i, label in enumerate(self.labels):
+        for i in range(len(dataset)):
             rng = np.random.default_rng([seed, i, dataset.train])
             x = rng.normal(size=(views, 4, model.classifier[1].in_features)).astype(np.float32)
-            x[..., label] += 2
-            self.append((torch.from_numpy(x), label))
+            x[..., dataset.label(i)] += 2
+            self.append((torch.from_numpy(x), dataset.label(i)))
 
 
 @pytest.fixture
@@ -77,13 +79,18 @@ def finished(study):
     return {t.number: (t.params, t.value, t.state) for t in study.trials if t.state in tuning.FINISHED}
 
 
+def by_loss(study):
+    """The finished trials without their numbers, of which an interrupted trial takes one."""
+    return sorted(finished(study).values(), key=lambda trial: trial[1])
+
+
 def forbidden(*_, **__):
     raise AssertionError("a clip, an activation or a model was touched")
 
 
 # ---------------------------------------------------------------- the study
 
-def test_study_from_clips_whose_test_part_is_unreadable(tiny_dataset, tmp_path, monkeypatch, capfd):
+def test_study_from_clips_whose_test_set_is_unreadable(tiny_dataset, tmp_path, monkeypatch, capfd):
     data = open_data(str(tiny_dataset), classes=["Punch", "PushUps"], results=tmp_path)
     root = tmp_path / "clips"
     for part in ("train", "val", "test"):
@@ -99,6 +106,7 @@ def test_study_from_clips_whose_test_part_is_unreadable(tiny_dataset, tmp_path, 
     recipe = get_recipe("recommended", "3d", num_frames=2, train_views=1, epochs=3, precision="float32")
     study = run_study("3d", data, "packaged", 3, cache=tmp_path / "cache", recipe=recipe)
     assert len(finished(study)) == 3 and capfd.readouterr().err == ""
+    assert study.user_attrs["folds"].endswith("folds of whole groups")
     assert (data.results / "tuning" / "3d.db").is_file() and "pooling" not in study.best_params
     with pytest.raises(VideoError, match="can't be opened"):
         tuning.test_of_choice(study, data, seeds=(0,), cache=tmp_path / "cache")
@@ -116,17 +124,13 @@ def test_default_and_seed_come_first_and_are_compared(data, fake, capfd):
     first, second = study.trials[:2]
     for trial, name, recipe in ((first, "default", TINY.resolved("")), (second, "seed", get_recipe("seed", "2d"))):
         assert trial.user_attrs["setting"] == name and trial.state == TrialState.COMPLETE
-        assert trial.params == {field: getattr(recipe, field) for field in tuning.TUNED if field != "trained"}
+        assert trial.params == {field: getattr(recipe, field) for field in tuning.search_space("2d")}
     table = compare(study)
     assert list(table.index) == ["default", "seed", "chosen"]
-    assert table.loc["chosen", "trial"] == study.best_trial.number and table["loss"].min() == table.loc["chosen", "loss"]
-    assert set(table["trained"]) == {"head"}
+    assert table.loc["chosen", "trial"] == study.best_trial.number
+    assert table["loss"].min() == table.loc["chosen", "loss"] and table["accuracy"].between(0, 1).all()
     assert table.loc["seed", ["label_smoothing", "lr", "schedule"]].tolist() == [0.9, 1e-4, "step"]
-    for trial in study.get_trials(states=(TrialState.COMPLETE,)):
-        sizes = [len(held_out) for _, held_out in make_folds(data, 0)]
-        assert trial.value == pytest.approx(np.average(trial.user_attrs["fold_losses"], weights=sizes))
-        assert 0 <= trial.user_attrs["accuracy"] <= 1
-    tuned = best_recipe(study, TINY)
+    tuned = best_recipe(study)
     assert tuned.name == "tuned" and tuned.trained == "head" and tuned.lr == study.best_params["lr"]
     assert (tuned.num_frames, tuned.batch_size) == (TINY.num_frames, TINY.batch_size)
     assert capfd.readouterr().err == ""
@@ -140,6 +144,26 @@ def test_a_study_that_goes_on_is_the_same_study(data, fake, tmp_path):
     assert len({trial.params["lr"] for trial in straight.trials}) == 5
 
 
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_study_interrupted_within_a_trial_goes_on_as_it_would(data, fake, tmp_path, monkeypatch, at):
+    straight = study_of(data, 4, storage=f"sqlite:///{tmp_path}/straight.db")
+    real, begun = tuning.cross_validate, []
+
+    def interrupted(trial, **settings):
+        value = real(trial, **settings)
+        begun.append(trial)
+        if len(begun) == at:
+            raise KeyboardInterrupt
+        return value
+
+    monkeypatch.setattr(tuning, "cross_validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study_of(data, 4)
+    study = study_of(data, 4)
+    assert by_loss(study) == by_loss(straight)
+    assert list(compare(study).index) == ["default", "seed", "chosen"]
+
+
 def test_what_differs_is_another_study(data, fake, tiny_dataset):
     study = study_of(data, 2)
     two = open_data(str(tiny_dataset), classes=["Punch", "PushUps"], results=data.results.parent)
@@ -151,16 +175,24 @@ def test_what_differs_is_another_study(data, fake, tiny_dataset):
     assert {"2d", "efficientnet_lite0", "head", "3classes", "seed0"} <= set(study.study_name.split("-"))
 
 
+def test_the_seeds_recipe_has_one_baseline(data, fake):
+    recipe = get_recipe("seed", "2d", num_frames=4)
+    study = study_of(data, 2, recipe=recipe)
+    assert [trial.user_attrs.get("setting") for trial in study.trials] == ["default", None]
+    assert list(compare(study).index) == ["default", "chosen"]
+    assert tuning.test_of_choice(study, data, seeds=(0,))["setting"].tolist() == ["default", "tuned"]
+
+
 def child(root: str, results: str, trials: int) -> None:
     """A process of its own on the study: slow trials, that it may be killed in the middle of one."""
     tuning.HEARTBEAT, tuning.EPOCHS, experiment.trunk_activations = 1, FEW, FakeActivations
-    real = Objective._score
+    real = tuning.train_head
 
-    def slow(self, *arguments):
+    def slow(*arguments):
         time.sleep(0.06)
-        return real(self, *arguments)
+        return real(*arguments)
 
-    Objective._score = slow
+    tuning.train_head = slow
     study_of(open_data(root, results=Path(results)), trials)
 
 
@@ -168,20 +200,20 @@ def child(root: str, results: str, trials: int) -> None:
 def others(data, tiny_dataset):
     """Two children on the study of `data` until it has 9 trials, and a wait for a number of finished ones."""
     call = f"import test_tuning; test_tuning.child({str(tiny_dataset)!r}, {str(data.results.parent)!r}, 9)"
-    path = os.pathsep.join((str(TESTS.parent / "src"), str(TESTS)))
+    path = os.pathsep.join(str(folder) for folder in (TESTS.parent / "src", TESTS.parent / "tools", TESTS))
     processes = [subprocess.Popen([sys.executable, "-c", call], env={**os.environ, "PYTHONPATH": path},
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     database = data.results / "tuning" / "2d.db"
 
     def wait_for(count):
         query = "select count(*) from trials where state in ('COMPLETE', 'PRUNED')"
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while time.monotonic() < until and processes[0].poll() is None:
             if database.is_file():
                 with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-                    if connection.execute("select 1 from sqlite_master where name = 'trials'").fetchone():
-                        if connection.execute(query).fetchone()[0] >= count:
-                            return
+                    there = connection.execute("select 1 from sqlite_master where name = 'trials'").fetchone()
+                    if there and connection.execute(query).fetchone()[0] >= count:
+                        return
             time.sleep(0.02)
         raise AssertionError(f"no {count} trials: {processes[0].communicate(timeout=9)}")
 
@@ -191,35 +223,35 @@ def others(data, tiny_dataset):
         process.communicate()
 
 
-def test_killed_and_shared_studies_lose_no_trial_and_run_none_too_many(data, fake, others, monkeypatch):
+def test_killed_and_shared_studies_lose_no_trial_and_end(data, fake, others, monkeypatch):
     killed, other, wait_for = others
     wait_for(3)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     before = finished(optuna.load_study(study_name=None, storage=f"sqlite:///{data.results}/tuning/2d.db"))
     assert 3 <= len(before) < 9
-    here, real = [], Objective.__call__
+    here, real = [], tuning.cross_validate
     monkeypatch.setattr(tuning, "HEARTBEAT", 1)
-    monkeypatch.setattr(Objective, "__call__", lambda *both: here.append(both[1].number) or real(*both))
+    monkeypatch.setattr(tuning, "cross_validate", lambda trial, **rest: here.append(trial) or real(trial, **rest))
     study = study_of(data, 9)
-    out, err = other.communicate(timeout=60)
+    out, err = other.communicate(timeout=240)
     assert other.returncode == 0, err.decode()
     assert err == b"" and b"2d search" in out
-    assert len(finished(study)) == 9 and before.items() <= finished(study).items() and 1 <= len(here) < 9
-    assert {t.state for t in study.trials} <= {*tuning.FINISHED, TrialState.FAIL}
-    settings = [t.user_attrs.get("setting", "") for t in study.trials if t.state in tuning.FINISHED]
-    assert sorted(settings)[-2:] == ["default", "seed"] and not any(sorted(settings)[:-2])
+    assert 9 <= len(finished(study)) <= 10 and before.items() <= finished(study).items() and 1 <= len(here) < 9
+    assert {"default", "seed", "chosen"} == set(compare(study).index)
 
 
-def test_the_last_place_is_taken_once(tmp_path, monkeypatch):
-    """Two processes see the last place free and take it: the later one gives way and waits for the other."""
-    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
-    other, real, unseen = study.ask(), tuning._count, [0]
-    monkeypatch.setattr(tuning, "_count", lambda study, states: unseen.pop() if unseen and len(states) == 1
-                        else real(study, states))
-    monkeypatch.setattr(tuning, "time", SimpleNamespace(sleep=lambda _: study.tell(other, 1.0)))
-    tuning.fill(study, forbidden, 1, 0, {}, "search")
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
+def test_a_killed_process_s_trial_is_tried_again(data, fake, monkeypatch):
+    monkeypatch.setattr(tuning, "HEARTBEAT", 1)
+    study = study_of(data, 2)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        dead = study.ask()
+    dead.suggest_float("lr", 1e-4, 3e-2, log=True)
+    study._storage.record_heartbeat(dead._trial_id)  # its only sign of life
+    time.sleep(4.1)
+    again = study_of(data, 3).trials
+    assert again[dead.number].state == TrialState.FAIL
+    assert again[-1].params["lr"] == dead.params["lr"] and again[-1].state in tuning.FINISHED
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -240,139 +272,115 @@ def test_broken_database_is_named(data):
     assert path.read_bytes() == b"not a database " * 99
 
 
-# ---------------------------------------------------------------- folds and heads
+# ---------------------------------------------------------------- heads and trials
 
-def table_data(counts: list[list[int]], named: bool = True) -> SimpleNamespace:
-    """Clips a group of each class, as `VideoData` has them; groups bear the same names in every class."""
-    rows = [(f"c{label}", f"g{group}") for label, groups in enumerate(counts)
-            for group, clips in enumerate(groups) for _ in range(clips)]
-    clips = pd.DataFrame(rows, columns=["label", "group"])
-    return SimpleNamespace(table=lambda part: clips[::2] if part == "train" else clips[1::2],
-                           split={"groups_named": named})
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=7), min_size=2, max_size=4),
-       st.integers(0, 3))
-def test_folds_cover_every_clip_once_and_share_no_group(counts, seed):
-    data = table_data(counts)
-    clips = pd.concat([data.table("train"), data.table("val")], ignore_index=True)
-    folds = make_folds(data, seed)
-    assert len(folds) == min(5, min(map(len, counts)))
-    assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(len(clips)))
-    for rows, held_out in folds:
-        assert sorted([*rows, *held_out]) == list(range(len(clips)))
-        pairs = [set(map(tuple, clips.iloc[part].to_numpy())) for part in (rows, held_out)]
-        assert pairs[0].isdisjoint(pairs[1])
-
-
-def test_folds_without_named_groups_are_stratified_and_say_so(capsys):
-    data = table_data([[1] * 10, [1] * 20], named=False)
-    labels = pd.concat([data.table("train"), data.table("val")], ignore_index=True)["label"]
-    for _, held_out in make_folds(data, 0):
-        assert labels.iloc[held_out].value_counts().to_dict() == {"c0": 2, "c1": 4}
-    assert capsys.readouterr().out.startswith("the clips name no groups: the folds of the search are")
-
-
-def test_a_single_group_is_refused():
-    with pytest.raises(ValueError, match="c1 has a single group"):
-        make_folds(table_data([[2, 2], [5]]), 0)
-
-
-def some_views(model, shape, clips=9, views=1):
+def some_clips(shape, clips=9, views=1) -> tuple[Clips, Clips]:
     torch.manual_seed(0)
-    return Views(model, torch.randn(clips, views, *shape).half(), torch.randn(clips, 1, *shape).half(),
-                 torch.arange(clips) % 3)
+    labels = torch.arange(clips) % 3
+    return Clips(torch.randn(clips, views, *shape).half(), labels), Clips(torch.randn(clips, 1, *shape).half(), labels)
+
+
+def frame_model() -> FrameModel:
+    return FrameModel(3, "efficientnet_lite0", weights=None, trained="head")
+
+
+def thirds(clips: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three folds of different sizes."""
+    held_out = np.split(np.arange(clips), [clips // 2, clips - 3])
+    return [(np.setdiff1d(np.arange(clips), rows), rows) for rows in held_out]
 
 
 def test_trained_head_equals_a_plain_loop():
-    """One full batch without dropout is AdamW on softmax regression of the averaged frames."""
-    views = some_views(FrameModel(3, "efficientnet_lite0", weights=None, trained="head"), (4, 1280))
+    """One full batch without dropout is AdamW on softmax regression of the averaged frames; it is judged unsmoothed."""
+    clips, others = some_clips((4, 1280))
     recipe = get_recipe("recommended", "2d", pooling="avg", dropout=0.0, batch_size=9, epochs=4, schedule="step",
                         lr=1e-2)
-    head = train_head(views, np.arange(9), recipe, seed=3)
+    training = train_head(frame_model(), clips, others, recipe, seed=3)
     torch.manual_seed(3)
     linear = nn.Linear(1280, 3)
     optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-2, weight_decay=1e-2)
+    x, labels = clips.tensors
     for _ in range(4):
         optimizer.zero_grad()
-        logits = linear(views.augmented[:, 0].float().mean(dim=1))
-        target = 0.9 * nn.functional.one_hot(views.labels, 3) + 0.1 / 3
+        logits = linear(x[:, 0].float().mean(dim=1))
+        target = 0.9 * nn.functional.one_hot(labels, 3) + 0.1 / 3
         (-(target * logits.log_softmax(dim=1)).sum(dim=1).mean()).backward()
         optimizer.step()
-    torch.testing.assert_close(head[2][1].weight, linear.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(training.model[2][1].weight, linear.weight, rtol=1e-4, atol=1e-5)
+    x, labels = others.tensors
+    loss = nn.functional.cross_entropy(linear(x[:, 0].float().mean(dim=1)), labels).item()
+    assert training.history["val_losses"][-1] == pytest.approx(loss, rel=1e-4)
 
 
 def test_stage_starts_pretrained_and_the_model_keeps_its_weights():
     model = InflatedEfficientNet(3, trained="stage")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    views = some_views(model, (2, 192, 3, 3), clips=4)
+    clips, others = some_clips((2, 192, 3, 3), clips=4)
     recipe = get_recipe("recommended", "3d", trained="stage", lr=5e-4, epochs=2, batch_size=4)
     head = tuning.new_head(model, recipe)
     pairs = zip(head[0].parameters(), model.head[0].parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    trained = train_head(views, np.arange(4), recipe, seed=0)
-    assert any(not torch.equal(a, b) for a, b in zip(trained[0].parameters(), model.head[0].parameters()))
+    trained = train_head(model, clips, others, recipe, seed=0).model
+    pairs = zip(trained[0].parameters(), model.head[0].parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("pooling", ["avg", "max"])
-def test_pooling_done_once_gives_the_same_weights(pooling, monkeypatch):
-    class Pool(TemporalPool):  # with a parameter, so that it is done each time
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.unused = nn.Parameter(torch.zeros(1))
-
-    views = some_views(FrameModel(3, "efficientnet_lite0", weights=None, trained="head"), (4, 1280), views=2)
-    recipe = get_recipe("recommended", "2d", pooling=pooling, epochs=3, lr=1e-2, batch_size=4)
-    once = train_head(views, np.arange(9), recipe, seed=0)
-    monkeypatch.setattr(tuning, "TemporalPool", Pool)
-    each = train_head(views, np.arange(9), recipe, seed=0)
-    torch.testing.assert_close(once[2].state_dict(), each[2].state_dict())
 
 
 @given(st.integers(1, 20), st.integers(1, 3), st.integers(1, 8))
 @settings(max_examples=30, deadline=None)
 def test_batches_give_every_clip_once_with_its_label(clips, views, size):
-    x = (torch.arange(clips)[:, None] * 10 + torch.arange(views))[..., None]
-    batches = list(Batches(x, torch.arange(clips), size, shuffle=True))
+    x = (torch.arange(clips)[:, None] * 10 + torch.arange(views))[..., None].half()
+    kept = Subset(Clips(x, torch.arange(clips)), range(clips))
+    batches = list(make_loader(kept, size, shuffle=True, num_workers=0, collate=tuple))
     rows = torch.cat([labels for _, labels in batches])
-    assert len(batches) == len(Batches(x, rows, size)) and rows.sort().values.equal(torch.arange(clips))
+    assert len(batches) == -(-clips // size) and rows.sort().values.equal(torch.arange(clips))
     drawn = torch.cat([batch for batch, _ in batches])[:, 0]
     assert (drawn // 10).long().equal(rows) and drawn.dtype == torch.float32 and (drawn % 10 < views).all()
-    centre = torch.cat([batch for batch, _ in Batches(x, torch.arange(clips), size)])
-    assert centre[:, 0].equal(x[:, 0, 0].float())
 
 
-def test_held_out_clips_are_not_trained_on_and_bad_trials_stop(data, monkeypatch):
-    views = some_views(FrameModel(3, "efficientnet_lite0", weights=None, trained="head"), (4, 1280), clips=30)
-    folds, seen = make_folds(data, 0), []
-    objective = Objective({"head": views}, folds, TINY, seed=0)
+def test_held_out_clips_are_not_trained_on_and_bad_trials_stop(monkeypatch):
+    model, (augmented, centre), folds, seen = frame_model(), some_clips((4, 1280), clips=30), thirds(30), []
     real = tuning.train_head
-    monkeypatch.setattr(tuning, "train_head", lambda v, rows, r, s: seen.append(rows) or real(v, rows, r, s))
-    assert objective(FixedTrial(VALUES)) > 0
-    for rows, (_, held_out) in zip(seen, folds, strict=True):
-        assert set(rows).isdisjoint(held_out)
-    views.augmented[0] = float("nan")
+
+    def watched(model, train_set, val_set, *rest):
+        training = real(model, train_set, val_set, *rest)
+        seen.append((train_set, val_set, training.history["val_losses"][-1]))
+        return training
+
+    monkeypatch.setattr(tuning, "train_head", watched)
+    trial = {"clips": {"head": (model, augmented, centre)}, "folds": folds, "recipe": HEAD, "seed": 0}
+    loss = cross_validate(FixedTrial(VALUES), **trial)
+    for (train_set, val_set, _), (rows, held_out) in zip(seen, folds, strict=True):
+        assert set(train_set.indices).isdisjoint(val_set.indices) and set(train_set.indices) == set(rows)
+        assert list(val_set.indices) == list(held_out) and train_set.dataset is augmented and val_set.dataset is centre
+    sizes = [len(held_out) for _, held_out in folds]
+    assert loss == pytest.approx(np.average([loss for *_, loss in seen], weights=sizes))
+    augmented.tensors[0][20:] = float("nan")
     with pytest.raises(optuna.TrialPruned, match="the loss became nan"):
-        objective(FixedTrial(VALUES))
+        cross_validate(FixedTrial(VALUES), **trial)
 
 
-def test_poor_trials_are_pruned_after_a_fold_but_anchors_are_not(data):
-    views = some_views(FrameModel(3, "efficientnet_lite0", weights=None, trained="head"), (4, 1280), clips=30)
+def test_poor_trials_are_pruned_after_a_fold_but_baselines_are_not():
+    clips = {"head": (frame_model(), *some_clips((4, 1280), clips=30))}
     study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0))
     study.enqueue_trial({}, user_attrs={"setting": "default"})
-    folds = make_folds(data, 0)
-    study.optimize(Objective({"head": views}, folds, TINY, seed=0), n_trials=2)
+    study.optimize(partial(cross_validate, clips=clips, folds=thirds(30), recipe=HEAD, seed=0), n_trials=2)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
-    assert [len(t.intermediate_values) for t in study.trials] == [len(folds), 1]
+    assert [len(t.intermediate_values) for t in study.trials] == [3, 1]
     assert trials_table(study)["loss"].notna().all()
 
 
 def test_cuts_enter_the_space():
     values = {**VALUES, "trained": "stage"}
-    assert tuning.suggest(FixedTrial(values), "2d", ("head", "stage")) == values
-    assert tuning.suggest(FixedTrial(values), "3d", ("stage",)).keys() == values.keys() - {"pooling"}
+    assert tuning.suggest(FixedTrial(values), tuning.search_space("2d", ("head", "stage"))) == values
+    assert tuning.suggest(FixedTrial(values), tuning.search_space("3d", ("stage",))).keys() == values.keys() - {
+        "pooling", "trained"}
+
+
+def test_space_is_told_with_the_baselines():
+    table = tuning.space_table(get_recipe("recommended", "2d"))
+    assert list(table.index) == list(tuning.search_space("2d")) and list(table) == ["tried", "default", "seed"]
+    assert table.loc["label_smoothing", "seed"] == 0.9 and table.loc["lr", "tried"] == "0.0001 to 0.03, logarithmic"
 
 
 # ---------------------------------------------------------------- what came out
@@ -380,49 +388,58 @@ def test_cuts_enter_the_space():
 def test_choice_is_tested_once(data, fake, monkeypatch):
     study = study_of(data, 4)
     table = tuning.test_of_choice(study, data, seeds=(0, 1))
-    assert list(zip(table["setting"], table["seed"])) == [(name, seed) for name in ("default", "tuned")
-                                                          for seed in (0, 1)]
+    assert table["setting"].tolist() == 2 * ["default"] + 2 * ["tuned"] and table["seed"].tolist() == [0, 1, 0, 1]
     assert (table["loss"] > 0).all() and table["accuracy"].between(0, 1).all()
     kept = json.loads((data.results / "tuning" / "2d.json").read_text())
     [(key, document)] = kept.items()
     assert study.study_name in key and document["test_videos"] == len(data.table("test"))
-    assert Recipe(**document["recipes"]["tuned"]) == best_recipe(study, TINY)
+    assert Recipe(**document["recipes"]["tuned"]) == best_recipe(study)
     monkeypatch.setattr(experiment, "trunk_activations", forbidden)
     pd.testing.assert_frame_equal(tuning.test_of_choice(study, data, seeds=(0, 1)), table)
 
 
+@pytest.mark.parametrize("tuned, verdict", [(0.9, "The search helped"), (0.52, "no difference"), (0.1, "did not help")])
+def test_reading_of_the_choice_follows_the_accuracy(tuned, verdict):
+    choice = pd.DataFrame({"setting": ["default", "default", "tuned", "tuned"], "seed": [0, 1, 0, 1],
+                           "loss": [0.5, 0.7, 0.3, 0.5], "accuracy": [0.5, 0.5, tuned, tuned]})
+    told = tuning.choice_reading(choice, videos=20)
+    assert verdict in told and f"accuracy {tuned:.3f} with the chosen values, 0.500" in told
+    assert "lower: 0.400 against 0.600" in told
+
+
+def test_reading_where_the_defaults_were_chosen():
+    choice = pd.DataFrame({"setting": ["default", "tuned"] * 2, "seed": [0, 0, 1, 1], "loss": 0.5, "accuracy": 0.9})
+    assert "no difference" in (told := tuning.choice_reading(choice, videos=20)) and "the same: 0.500" in told
+
+
 def test_tables_and_figures(data, fake):
     study = study_of(data, 8)
-    table, shares = trials_table(study), importances(study)
+    table, shares = trials_table(study), optuna.importance.get_param_importances(study)
     assert len(table) == 8 and set(table["state"]) <= {"complete", "pruned"}
-    assert shares.sum() == pytest.approx(1) and set(shares.index) == set(study.best_params)
+    assert set(shares) == set(study.best_params) <= set(table)
     figure, axes = plt.subplots(1, 3, figsize=(18, 4))
-    for ax, (draw, what) in zip(axes, ((plots.search_history, table), (plots.search_parallel, table),
-                                       (plots.importance_bars, shares))):
-        assert draw(what, ax) is ax and ax.get_title()
+    plots.search_history(table, axes[0])
+    plots.search_parallel(table, list(study.best_params), axes[1])
+    plots.importance_bars(shares, axes[2])
+    assert all(ax.get_title() for ax in axes)
     figure.canvas.draw()
     assert len(axes[1].lines) == (table["state"] == "complete").sum() + 1
     plt.close(figure)
 
 
 def test_command_line(data, fake, tiny_dataset, monkeypatch, capsys):
-    monkeypatch.setattr(tuning, "open_data", lambda *a: open_data(*a, results=data.results.parent))
-    for name, value in (("DATASET", str(tiny_dataset)), ("WEIGHTS", "packaged"), ("SEED", "7")):
+    monkeypatch.setattr(tune, "open_asked", lambda: data)
+    for name, value in (("WEIGHTS", "packaged"), ("SEED", "7")):
         monkeypatch.setenv(name, value)
-    tuning.main(["--kind", "2d", "--trials", "2", "--test"])
+    tune.main(["--kind", "2d", "--trials", "2", "--test"])
     out = capsys.readouterr().out
-    assert "default" in out and "on the test part" in out and "seed7" in out
-    for name, value in (("WEIGHTS", "some"), ("DATASET", "nowhere")):
-        monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit, match=f"error: .*{value}"):
-            tuning.main(["--kind", "2d", "--trials", "9"])
+    assert "default" in out and "on the test set" in out and "seed7" in out
+    monkeypatch.setenv("WEIGHTS", "some")
+    with pytest.raises(SystemExit, match=r"error: .*some"):
+        tune.main(["--kind", "2d", "--trials", "9"])
 
 
-def test_a_trial_whose_process_died_before_any_sign_of_life_is_made_up_for(data, fake, monkeypatch):
-    monkeypatch.setattr(tuning, "HEARTBEAT", 0.1)
-    study = study_of(data, 3)
-    silent = study._storage.create_new_trial(study._study_id)
-    time.sleep(0.4)
-    tuning._fail_silent(study)
-    assert study._storage.get_trial(silent).state == TrialState.FAIL
-    assert len(finished(study_of(data, 4))) == 4
+def test_command_line_names_a_missing_data_set(monkeypatch):
+    monkeypatch.setenv("DATASET", "nowhere")
+    with pytest.raises(SystemExit, match="error: DATASET=nowhere"):
+        tune.main(["--kind", "2d"])

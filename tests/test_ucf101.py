@@ -4,7 +4,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -12,18 +11,19 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from urllib3.util import Retry
 
-import splits
-import ucf101
-from ucf101 import DataError, check_lists, describe_missing, fetch, import_tree
+import data
+from files import atomic_path
+from videos import splits, ucf101
+from videos.ucf101 import DataError, check_lists, describe_missing, fetch, import_tree
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "ucf101"
-SCRIPT = Path(ucf101.__file__)
 TAIL = 64 * 1024  # bytes that are read first, at the archive's end
 
 
@@ -48,7 +48,7 @@ class ArchiveServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ArchiveHandler)
         self.archive, self.etag = archive, '"1"'
         self.ranged, self.status, self.delay = True, None, 0.0
-        self.failures = []  # what to do instead, one a request: a status, "drop" in mid-body, or "empty" body
+        self.failures = []  # what to do instead, one per request: a status, "drop" in mid-body, or "empty" body
         self.lives = None  # requests until every later one is dropped
         self.before_request = lambda number: None
         self.starts, self.bytes_served, self.connections, self.lock = [], 0, 0, threading.Lock()
@@ -142,9 +142,9 @@ def serve():
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
     """The pauses between tries, in seconds; they aren't waited for. The loopback server needs no proxy."""
-    taken = []
+    taken, backoff = [], Retry.get_backoff_time
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(ucf101, "sleep", taken.append)
+    monkeypatch.setattr(Retry, "get_backoff_time", lambda retry: taken.append(backoff(retry)) or 0)
     return taken
 
 
@@ -164,11 +164,10 @@ def raising(error: Exception):
 
 
 def fetch_command(server: ArchiveServer, root: Path) -> list:
-    return [sys.executable, SCRIPT, "fetch", "--classes", "PullUps", "--url", server.url, "--root", root]
+    return [sys.executable, data.__file__, "fetch", "--classes", "PullUps", "--url", server.url, "--root", root]
 
 
-# Fetching
-
+# ---------------------------------------------------------------- fetching
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_fetch_reads_only_the_wanted_members(tmp_path, serve, members, compression):
@@ -178,20 +177,22 @@ def test_fetch_reads_only_the_wanted_members(tmp_path, serve, members, compressi
     assert contents(tmp_path) == wanted and len(paths) == 200
     assert {path.parent.name for path in paths} == {"PullUps", "HandstandPushups"}
     directory = sum(46 + len(f"UCF101/{name}") for name in members)
-    needed = sum(map(len, wanted.values())) + directory
+    assert directory < TAIL
+    needed = sum(map(len, wanted.values())) + 5 * TAIL  # the tail, with the directory: once, and once per worker
     ratio = server.bytes_served / needed
     print(f"{server.bytes_served:,} bytes served in {server.connections} connections, ratio {ratio:.4f}")
     assert ratio <= 1.02 and server.connections <= 5
     assert len(server.archive) > 1.4 * server.bytes_served
 
 
-def test_a_directory_longer_than_the_tail_is_read_once(tmp_path, serve, members):
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_directory_longer_than_the_tail_is_read_once_and_once_per_worker(tmp_path, serve, members, workers):
     others = {name: b"" for number in range(40) for name in clip_names(f"Other{number}")}
     server = serve(zip_of(members | others))
-    fetch(["PullUps"], tmp_path, server.url)
+    fetch(["PullUps"], tmp_path, server.url, workers)
     directory = sum(46 + len(f"UCF101/{name}") for name in members | others)
     assert directory > 4 * TAIL
-    assert server.bytes_served <= 1.02 * (100 * 40_000 + directory + TAIL)
+    assert server.bytes_served <= 1.02 * (100 * 40_000 + (1 + workers) * (directory + TAIL))
 
 
 def test_fetch_again_reads_only_the_directory(tmp_path, serve, archive):
@@ -210,12 +211,12 @@ def test_a_run_killed_half_way_is_completed_by_the_next(tmp_path, serve, archive
     while len(list(tmp_path.glob("PullUps/v_*"))) < 30:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     finished = contents_of_finished(tmp_path)
     assert 30 <= len(finished) < 100
     assert finished.items() <= of_class(members, "PullUps").items()
-    (tmp_path / "PullUps" / f".tmp-{process.pid}-v_PullUps_g25_c04.avi").write_bytes(b"half")
+    (tmp_path / "PullUps" / f".v_PullUps_g25_c04-{process.pid}-1.avi").write_bytes(b"half")
     server.starts.clear()
     server.delay = 0
     result = subprocess.run(fetch_command(server, tmp_path), capture_output=True, text=True)
@@ -223,7 +224,7 @@ def test_a_run_killed_half_way_is_completed_by_the_next(tmp_path, serve, archive
     assert "100 clips in" in result.stdout and "B/s" in result.stderr
     assert contents(tmp_path) == of_class(members, "PullUps")  # nothing left over, either
     assert_not_fetched(finished, server)
-    print(f"killed after {len(finished)} clips; the second run read {len(server.starts) - 1} members")
+    print(f"killed after {len(finished)} clips; the second run made {len(server.starts)} requests")
 
 
 def contents_of_finished(root: Path) -> dict[str, bytes]:
@@ -253,16 +254,17 @@ def test_a_server_that_dies_and_comes_back(tmp_path, serve, archive, members, pa
 
 def test_passing_failures_are_tried_again_after_growing_pauses(tmp_path, serve, archive, members, pauses):
     server = serve(archive)
-    server.failures = [503, 429, None, "drop", 500, "empty"]
+    directory, first_clip = [503, 429, None], ["drop", 500, None, "drop", None, "empty"]
+    server.failures = directory + first_clip
     fetch(["PullUps"], tmp_path, server.url, workers=1)
     assert contents(tmp_path) == of_class(members, "PullUps")
-    assert pauses == [1, 2, 1, 2, 4]
+    assert pauses == [0, 2, 0, 0, 2, 4]  # the 500 is the session's own first, in between
 
 
 def test_no_network(tmp_path, serve, archive, monkeypatch):
     server = serve(archive)
     server.server_close()
-    with pytest.raises(DataError, match="no connection .*check network and proxy.*local copy"):
+    with pytest.raises(DataError, match=r"no connection .*check network and proxy.*local copy"):
         fetch(["PullUps"], tmp_path, server.url)
     monkeypatch.setattr(socket, "getaddrinfo", raising(socket.gaierror(-2, "Name or service not known")))
     with pytest.raises(DataError, match="no connection"):
@@ -273,14 +275,14 @@ def test_no_network(tmp_path, serve, archive, monkeypatch):
 def test_server_without_ranges_is_not_read_to_its_end(tmp_path, serve, archive):
     server = serve(archive)
     server.ranged = False
-    with pytest.raises(DataError, match="doesn't serve ranges.*--url"):
+    with pytest.raises(DataError, match=r"doesn't serve ranges.*--url"):
         fetch(["PullUps"], tmp_path, server.url)
     assert len(server.starts) == 1
 
 
 @pytest.mark.parametrize("status, words, tries", [(404, "answers 404 Not Found.*--url", 1),
                                                   (403, "answers 403 Forbidden", 1),
-                                                  (503, "answers 503 .*run again later", ucf101.ATTEMPTS)])
+                                                  (503, "answers 503 .*run again later", 5)])
 def test_server_that_refuses(tmp_path, serve, archive, status, words, tries):
     server = serve(archive)
     server.status = status
@@ -290,14 +292,14 @@ def test_server_that_refuses(tmp_path, serve, archive, status, words, tries):
 
 
 def test_not_a_zip(tmp_path, serve):
-    with pytest.raises(DataError, match="File is not a zip file.*--url"):
+    with pytest.raises(DataError, match=r"File is not a zip file.*--url"):
         fetch(["PullUps"], tmp_path, serve(b"<html>sign in</html>" * 100).url)
     with pytest.raises(DataError, match="has no clips"):
         fetch(["PullUps"], tmp_path, serve(zip_of({"readme.txt": b""})).url)
 
 
 def test_missing_class(tmp_path, serve, archive):
-    with pytest.raises(DataError, match="no class PullUp: did you mean PullUps?"):
+    with pytest.raises(DataError, match=r"no class PullUp: did you mean PullUps?"):
         fetch(["PullUp"], tmp_path, serve(archive).url)
     assert not contents(tmp_path)
 
@@ -305,13 +307,13 @@ def test_missing_class(tmp_path, serve, archive):
 def test_missing_members_are_named_and_the_others_fetched(tmp_path, serve, members):
     lacking = {name: content for name, content in members.items()
                if "PullUps_g07" not in name and name != "v_PullUps_g03_c02.avi"}
-    with pytest.raises(DataError, match="PullUps has 95 of 100 clips, lacks g07 g03_c02$"):
+    with pytest.raises(DataError, match=r"PullUps has 95 of 100 clips, lacks g07 g03_c02$"):
         fetch(["PullUps"], tmp_path, serve(zip_of(lacking)).url)
     assert len(contents(tmp_path)) == 95
 
 
 def test_all_classes_of_an_archive_that_lacks_some(tmp_path, serve, archive, members):
-    with pytest.raises(DataError, match="fetched 300 clips, but .*: ApplyEyeMakeup .* lacks all"):
+    with pytest.raises(DataError, match=r"fetched 300 clips, but .*: ApplyEyeMakeup .* lacks all"):
         fetch(None, tmp_path, serve(archive).url)
     assert len(contents(tmp_path)) == 300
 
@@ -330,7 +332,7 @@ def test_archive_that_changes_unseen_by_size_and_tag(tmp_path, serve, archive, m
     server = serve(archive)
     moved = archive[100:] + archive[:100]
     server.before_request = lambda number: number == 20 and setattr(server, "archive", moved)
-    with pytest.raises(DataError, match="not where the directory has it: the archive is damaged or"):
+    with pytest.raises(DataError, match=r"g.._c...avi: .*: the archive is damaged or has changed"):
         fetch(["PullUps"], tmp_path, server.url)
     assert contents(tmp_path).items() <= of_class(members, "PullUps").items()
 
@@ -340,27 +342,32 @@ def test_wrong_crc(tmp_path, serve, members, compression):
     damaged = bytearray(zip_of(members, compression))
     place = damaged.index(b"v_PullUps_g02_c01.avi") + 20_000
     damaged[place] ^= 1
-    with pytest.raises(DataError, match="v_PullUps_g02_c01.avi: .*CRC.* the archive is damaged"):
+    with pytest.raises(DataError, match=r"v_PullUps_g02_c01.avi: .*CRC.* the archive is damaged"):
         fetch(["PullUps"], tmp_path, serve(bytes(damaged)).url)
     assert "v_PullUps_g02_c01.avi" not in contents(tmp_path)
-    assert not list(tmp_path.rglob(".tmp-*"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_disk_too_small(tmp_path, serve, archive, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(DataError, match="disk is full .*need 4.0 MB, and 1.0 MB are free"):
+    with pytest.raises(DataError, match=r"disk is full .*need 4.0 MB, and 1.0 MB are free"):
         fetch(["PullUps"], tmp_path, serve(archive).url)
     assert not contents(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_disk_that_fills_up(tmp_path, serve, archive, members):
-    (tmp_path / "PullUps").mkdir()
-    full = tmp_path / "PullUps" / f".tmp-{os.getpid()}-v_PullUps_g05_c01.avi"
-    full.symlink_to("/dev/full")
-    with pytest.raises(DataError, match="disk is full at .*v_PullUps_g05_c01.avi: free some space"):
+def test_disk_that_fills_up(tmp_path, serve, archive, members, monkeypatch):
+    @contextmanager
+    def full_at_one_clip(path):
+        with atomic_path(path) as temporary:
+            if path.name == "v_PullUps_g05_c01.avi":
+                temporary.symlink_to("/dev/full")
+            yield temporary
+
+    monkeypatch.setattr(ucf101, "atomic_path", full_at_one_clip)
+    with pytest.raises(DataError, match=r"disk is full at .*v_PullUps_g05_c01.avi: free some space"):
         fetch(["PullUps"], tmp_path, serve(archive).url)
-    assert not full.is_symlink()
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     assert contents(tmp_path).items() <= of_class(members, "PullUps").items()
 
 
@@ -368,7 +375,7 @@ def test_another_file_at_a_clips_place_is_kept(tmp_path, serve, archive):
     path = tmp_path / "PullUps" / "v_PullUps_g01_c01.avi"
     path.parent.mkdir()
     path.write_bytes(b"mine")
-    with pytest.raises(DataError, match="has 4 bytes, in the archive 40000: move it away"):
+    with pytest.raises(DataError, match=r"another file than in http.* \(4 bytes, not 40000\): move it away"):
         fetch(["PullUps"], tmp_path, serve(archive).url)
     assert contents(tmp_path) == {path.name: b"mine"}
 
@@ -383,7 +390,7 @@ def test_a_certificate_that_cannot_be_verified(tmp_path, serve, archive):
     context.load_cert_chain(certificate, key)
     server = serve(archive, context)
     url = server.url.replace("http:", "https:")
-    with pytest.raises(DataError, match="certificate can't be verified: .*REQUESTS_CA_BUNDLE"):
+    with pytest.raises(DataError, match=r"certificate can't be verified: .*REQUESTS_CA_BUNDLE"):
         fetch(["PullUps"], tmp_path / "out", url)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
@@ -395,11 +402,10 @@ def test_command_line_error_is_one_line(tmp_path, serve, archive):
     server.ranged = False
     result = subprocess.run(fetch_command(server, tmp_path), capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("ucf101: http://127.0.0.1") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: http://127.0.0.1") and result.stderr.count("\n") == 1
 
 
-# Importing
-
+# ---------------------------------------------------------------- importing
 
 def lay_out(root: Path, members: dict[str, bytes], layout: str) -> Path:
     """Writes the clips as one of the copies that people have; the folder to name is returned."""
@@ -449,7 +455,7 @@ def test_import_says_what_is_missing_by_class_and_clip(tmp_path, small_members, 
     names = [name for name in small_members if not re.search("_g04_|g05_c03", name)]
     partial = {name: small_members[name] for name in names}
     src, out = lay_out(tmp_path / "src", partial, "flat"), tmp_path / "out"
-    ucf101.main(["import", "--from", str(src), "--copy", "--classes", "all", "--root", str(out)])
+    data.main(["import", "--from", str(src), "--copy", "--classes", "all", "--root", str(out)])
     assert capsys.readouterr().out.splitlines()[1:] == ["HandstandPushups has 95 clips, lacks g04 g05_c03",
                                                         "PullUps has 95 of 100 clips, lacks g04 g05_c03"]
 
@@ -457,7 +463,7 @@ def test_import_says_what_is_missing_by_class_and_clip(tmp_path, small_members, 
 def test_import_errors_name_the_file_and_the_cure(tmp_path, small_members, monkeypatch):
     src, out = lay_out(tmp_path / "src", small_members, "flat"), tmp_path / "out"
     (src / "empty").mkdir()
-    with pytest.raises(DataError, match="no folder .*nowhere"):
+    with pytest.raises(DataError, match=r"no folder .*nowhere"):
         import_tree(tmp_path / "nowhere", out, None)
     with pytest.raises(DataError, match="no class Punch: it has HandstandPushups PullUps"):
         import_tree(src, out, ["Punch"])
@@ -465,7 +471,7 @@ def test_import_errors_name_the_file_and_the_cure(tmp_path, small_members, monke
         import_tree(src / "empty", out, None)
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", raising(OSError(18, "Invalid cross-device link")))
-        with pytest.raises(DataError, match="can't link .*Invalid cross-device link.*--copy"):
+        with pytest.raises(DataError, match=r"can't link .*Invalid cross-device link.*--copy"):
             import_tree(src, out, ["PullUps"])
     assert not contents(out)
 
@@ -475,7 +481,7 @@ def test_import_overwrites_nothing(tmp_path, small_members):
     mine = tmp_path / "out" / "PullUps" / "v_PullUps_g01_c02.avi"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
-    with pytest.raises(DataError, match="another file than .*move it away"):
+    with pytest.raises(DataError, match=r"another file than in .*move it away"):
         import_tree(src, tmp_path / "out", ["PullUps"], "copy")
     assert mine.read_bytes() == b"mine"
     (src / "PullUps").mkdir()
@@ -484,8 +490,7 @@ def test_import_overwrites_nothing(tmp_path, small_members):
         import_tree(src, tmp_path / "other", ["PullUps"], "copy")
 
 
-# Published lists
-
+# ---------------------------------------------------------------- published lists
 
 @pytest.fixture
 def listed(tmp_path):
@@ -508,10 +513,10 @@ def listed(tmp_path):
 def test_derived_splits_equal_the_published_ones(listed, capsys):
     clips, lists = str(listed / "clips"), str(listed / "lists")
     assert check_lists(clips, lists).empty
-    ucf101.main(["splits", "--root", clips, "--classes", "all", "--lists", lists])
+    data.main(["split", clips, "--kind", "official1", "--classes", "all", "--lists", lists])
     printed = capsys.readouterr().out
     assert "written (official1)" in printed and "the same as the published lists" in printed
-    ucf101.main(["splits", "--root", clips, "--classes", "all", "--kind", "random"])
+    data.main(["split", clips, "--classes", "all"])
     assert "kept as they were" in capsys.readouterr().out
 
 
@@ -532,5 +537,5 @@ def test_differences_from_the_published_lists_are_named(listed):
     by_split = {kind: rows.drop(columns="split").values.tolist() for kind, rows in found.groupby("split")}
     assert by_split == {"official1": both, "official2": wrong + both, "official3": both}
     (lists / "trainlist03.txt").unlink()
-    with pytest.raises(DataError, match="no .*trainlist03.txt: name the folder"):
+    with pytest.raises(DataError, match=r"no .*trainlist03.txt: name the folder"):
         check_lists(clips, lists)

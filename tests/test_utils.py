@@ -1,28 +1,39 @@
+"""Training: one epoch, early stopping, and a loop over epochs that can be interrupted anywhere."""
+
+import dataclasses
 import json
+import random
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from store import atomic_path
+from config import get_recipe
 from utils import (
-    EarlyStopping, eval_one_epoch, memory_mb, read_json, save_array, seed_everything, train_one_epoch,
-    update_json, write_csv, write_json,
+    EarlyStopping,
+    Training,
+    eval_one_epoch,
+    fit,
+    make_optimizer,
+    make_scheduler,
+    seed_everything,
+    train_one_epoch,
 )
 
+CRITERION = nn.CrossEntropyLoss()
 
-def loader(n=10, batch=4):
+
+def loader(n=10, batch=4, shuffle=False):
     torch.manual_seed(0)
-    return DataLoader(TensorDataset(torch.randn(n, 6), torch.randint(0, 3, (n,))), batch_size=batch)
+    return DataLoader(TensorDataset(torch.randn(n, 6), torch.randint(0, 3, (n,))), batch_size=batch, shuffle=shuffle)
 
 
 def test_results_are_weighted_by_samples():
     model, data = nn.Linear(6, 3), loader()  # batches of 4, 4 and 2
     x, y = data.dataset.tensors
-    loss, accuracy = eval_one_epoch(model, data, nn.CrossEntropyLoss(), "cpu")
+    loss, accuracy = eval_one_epoch(model, data, CRITERION, "cpu")
     assert loss == pytest.approx(nn.functional.cross_entropy(model(x), y).item(), rel=1e-5)
     assert accuracy == pytest.approx((model(x).argmax(1) == y).float().mean().item())
 
@@ -30,19 +41,20 @@ def test_results_are_weighted_by_samples():
 def test_training_changes_the_model_and_evaluation_does_not():
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
     before = model[1].weight.clone()
-    eval_one_epoch(model, loader(), nn.CrossEntropyLoss(), "cpu")
+    eval_one_epoch(model, loader(), CRITERION, "cpu")
     assert torch.equal(before, model[1].weight) and not model.training
-    steps = []
-    train_one_epoch(model, loader(), torch.optim.SGD(model.parameters(), 0.1), nn.CrossEntropyLoss(), "cpu",
-                    lambda: steps.append(1))
-    assert not torch.equal(before, model[1].weight) and model.training and len(steps) == 3
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    train_one_epoch(model, loader(), optimizer, CRITERION, "cpu", scheduler)
+    assert not torch.equal(before, model[1].weight) and model.training
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)  # after each of three batches
 
 
 def test_loss_that_is_not_finite_stops():
     model = nn.Linear(6, 3)
     nn.init.constant_(model.weight, float("nan"))
     with pytest.raises(FloatingPointError, match="learning rate"):
-        eval_one_epoch(model, loader(), nn.CrossEntropyLoss(), "cpu")
+        eval_one_epoch(model, loader(), CRITERION, "cpu")
 
 
 def test_early_stopping():
@@ -54,36 +66,98 @@ def test_early_stopping():
     assert again.stop and again.best == 0.7
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "deep" / "a.json"
-    write_json(path, {"kept": 1})
-    with pytest.raises(RuntimeError):
-        with atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-    assert read_json(path) == {"kept": 1} and [p.name for p in path.parent.iterdir()] == ["a.json"]
-
-
-def test_json_keeps_keys_and_takes_numpy(tmp_path):
-    path = tmp_path / "stats.json"
-    update_json(path, train_losses=[1.0], accuracy=np.float64(0.5))
-    assert list(update_json(path, counts=np.arange(2))) == ["train_losses", "accuracy", "counts"]
-    assert read_json(path) == {"train_losses": [1.0], "accuracy": 0.5, "counts": [0, 1]}
-    path.write_text("{")
-    with pytest.raises(ValueError, match="stats.json"):
-        read_json(path)
-    assert read_json(tmp_path / "absent.json") == {}
-
-
-def test_arrays_and_tables(tmp_path):
-    save_array(tmp_path / "a.npy", np.arange(3))
-    write_csv(tmp_path / "t.csv", pd.DataFrame({"x": [1]}))
-    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2] and (tmp_path / "t.csv").read_text() == "x\n1\n"
-
-
-def test_seeds_and_memory():
+def test_seeds():
     seed_everything(3)
-    first = torch.rand(2), np.random.rand()
+    first = torch.rand(2), np.random.rand(), random.random()
     seed_everything(3)
-    assert torch.equal(first[0], torch.rand(2)) and first[1] == np.random.rand()
-    assert 0 < memory_mb()["current"] <= memory_mb()["peak"] * 1.5
+    assert torch.equal(torch.rand(2), first[0]) and (np.random.rand(), random.random()) == first[1:]
+
+
+def test_the_seeds_schedule_halves_every_five_epochs():
+    recipe = get_recipe("seed", "2d")
+    optimizer = make_optimizer(recipe, nn.Linear(6, 3))
+    scheduler, rates = make_scheduler(recipe, optimizer, samples=10), []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        for _ in range(3):  # batches of 4, 4 and 2
+            optimizer.step()
+            scheduler.step()
+    assert rates == pytest.approx([1e-4] * 5 + [5e-5] * 5 + [2.5e-5])
+
+
+@pytest.mark.parametrize("name", ["optimizer", "schedule"])
+def test_unknown_names_are_told(name):
+    recipe = dataclasses.replace(get_recipe("seed", "2d"), **{name: "other"})
+    with pytest.raises(ValueError, match=f"unknown {name} 'other'"):
+        make_scheduler(recipe, make_optimizer(recipe, nn.Linear(6, 3)), 10)
+
+
+# ---------------------------------------------------------------- the loop
+
+def training(last=None, epochs=6, patience=3, **settings):
+    seed_everything(0)
+    model = nn.Sequential(nn.Dropout(0.3), nn.Linear(6, 3))
+    recipe = get_recipe("recommended", "2d", trained="head", lr=0.05, epochs=epochs, batch_size=4)
+    optimizer = make_optimizer(recipe, model)
+    scheduler = make_scheduler(recipe, optimizer, samples=10)
+    stopping = EarlyStopping(patience) if patience else None
+    return Training(model, optimizer, scheduler, stopping, epochs, seed=1, last=last, **settings)
+
+
+def run(its, stop_after=None):
+    """The loop as it stands on the notebooks' pages; interrupted in the epoch after `stop_after`."""
+    train_loader, val_loader = loader(shuffle=True), loader(8)
+    for epoch in its:
+        train_loss, train_acc = train_one_epoch(its.model, train_loader, its.optimizer, CRITERION, "cpu", its.scheduler)
+        val_loss, val_acc = eval_one_epoch(its.model, val_loader, CRITERION, "cpu")
+        if epoch == (stop_after or 0) + 1 and stop_after is not None:
+            raise KeyboardInterrupt
+        its.record(train_loss, train_acc, val_loss, val_acc)
+    return its
+
+
+def test_the_page_and_the_function_train_the_same():
+    page, function = run(training()), fit(training(), loader(shuffle=True), loader(8), CRITERION, "cpu")
+    assert page.history == function.history and page.best_epoch == function.best_epoch
+    assert all(torch.equal(a, b) for a, b in zip(page.model.parameters(), function.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_an_interrupted_training_ends_the_same(tmp_path, stop_after, capsys):
+    whole = run(training(patience=9))
+    with pytest.raises(KeyboardInterrupt):
+        run(training(tmp_path / "last.pth", patience=9, request="a"), stop_after)
+    torch.rand(5)  # whatever was drawn meanwhile
+    resumed = run(training(tmp_path / "last.pth", patience=9, request="a"))
+    assert resumed.history == whole.history and len(whole.history["val_accs"]) == 6
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+    assert (f"going on after epoch {stop_after}" in capsys.readouterr().out) == (stop_after > 0)
+
+
+def test_another_or_a_broken_state_is_not_resumed(tmp_path, capsys):
+    last, whole = tmp_path / "last.pth", run(training())
+    with pytest.raises(KeyboardInterrupt):
+        run(training(last, request="a"), 2)
+    assert run(training(last, request="b")).history == whole.history
+    assert "of another training" in capsys.readouterr().out
+    last.write_bytes(b"half")
+    assert run(training(last, request="a")).history == whole.history
+    assert "can't be read" in capsys.readouterr().out
+
+
+def test_the_best_epoch_is_kept_and_without_early_stopping_the_last():
+    best, last = run(training(patience=2)), run(training(patience=None))
+    accuracies, losses = best.history["val_accs"], best.history["val_losses"]
+    assert best.best_epoch == 1 + max(range(len(losses)), key=lambda i: (accuracies[i], -losses[i]))
+    assert eval_one_epoch(best.model, loader(8), CRITERION, "cpu") == (losses[best.best_epoch - 1], max(accuracies))
+    assert len(last.history["val_losses"]) == 6
+    assert eval_one_epoch(last.model, loader(8), CRITERION, "cpu")[0] == last.history["val_losses"][-1]
+
+
+def test_a_training_that_is_over_tells_its_lines_and_trains_nothing(capsys):
+    first = run(training(epochs=20, patience=2))
+    told = capsys.readouterr().out
+    assert "early stopping" in told and len(first.history["val_accs"]) < 20
+    over = training(epochs=20, patience=2, history=first.history)
+    assert list(over) == [] and capsys.readouterr().out == told
+    assert list(first) == []  # nor does one that has just ended

@@ -1,13 +1,14 @@
 """Classical descriptors of a clip, computed once and kept: what its frames look like, and how they move.
 
-All are histograms of fixed size from a fixed number of frames, each family of unit length, so that neither
-the length nor the frame rate nor the size of a clip shows in them. Motion is measured between frames a fixed
-time apart that lie evenly over the clip.
+All are histograms of fixed size from a fixed number of frames, each family of unit length, so that neither the length
+nor the frame rate nor the size of a clip shows in them. Motion is measured between frames a fixed time apart that lie
+evenly over the clip.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,26 +24,26 @@ from tqdm import tqdm
 
 from config import CACHE
 from data_loader import VideoInfo, clip_file, read_frames, segment_indices
-from demo_dataset import available_cpus, opencv_without_threads
-from store import ArrayStore, atomic_path, file_hash
+from files import ArrayStore, file_hash
+from machine import cores, opencv_without_threads
 
 VERSION = 1  # raise it where the same settings give other numbers
 WIDTH, HEIGHT = 160, 120  # every frame is brought to this size, in pixels
 FLOW_WIDTH, FLOW_HEIGHT = 80, 60  # and its flow to this: DIS computes no finer
 PAIRS = 24  # pairs of frames whose optical flow is measured
-SECONDS = 0.08  # between the frames of a pair: 2 frames at 25 and at 30 a second
-DEFAULT_RATE = 25.0  # frames a second, for files that don't say
+SECONDS = 0.08  # between the frames of a pair: 2 frames at 25 and at 30 per second
+DEFAULT_RATE = 25.0  # frames per second, for files that don't say
 STILLS = 4  # frames whose appearance is described
-STILL_SPEED = 0.04  # slower is "no motion", in frame heights a second (Wang et al.: 0.4 pixels a frame)
+STILL_SPEED = 0.04  # slower is "no motion", in frame heights per second (Wang et al.: 0.4 pixels per frame)
 ORIENTATIONS = 8
 WINDOWS, ROWS, COLUMNS = 6, 12, 16  # space-time cells of local motion: 4 pairs, 5x5 flow vectors
 CHANNELS = 3 * ORIENTATIONS + 1  # HOF with its bin for no motion, MBH of horizontal and vertical flow
 CELLS = (WINDOWS, ROWS, COLUMNS, CHANNELS)
 GRID = (3, 3, 4)  # thirds of the clip, rows and columns of the pooled motion histograms
-VECTORS_A_CELL = PAIRS * FLOW_HEIGHT * FLOW_WIDTH / (WINDOWS * ROWS * COLUMNS)
+VECTORS_PER_CELL = PAIRS * FLOW_HEIGHT * FLOW_WIDTH / (WINDOWS * ROWS * COLUMNS)
 LAB_BINS = (6, 7, 7)  # odd for a and b, so that grey lies inside a bin
 LBP_BINS = 59  # uniform patterns of 8 neighbours, and one bin for the rest
-LOCAL_POOL = 256  # local motion descriptors a clip, the liveliest
+LOCAL_POOL = 256  # local motion descriptors per clip, the liveliest
 FLOOR = 0.1  # a family shorter than about this is faint, and stays short of unit length
 
 
@@ -56,8 +57,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "hog": Family("appearance", 5 * 7 * 36, f"shape: histograms of oriented gradients, {STILLS} frames"),
-    "colour": Family("appearance", int(np.prod(LAB_BINS)),
-                     f"colour: joint CIE Lab histogram of {STILLS} frames"),
+    "colour": Family("appearance", int(np.prod(LAB_BINS)), f"colour: joint CIE Lab histogram of {STILLS} frames"),
     "texture": Family("appearance", 12 * LBP_BINS,
                       f"texture: uniform local binary patterns in a 3x4 grid, {STILLS} frames"),
     "hof": Family("motion", int(np.prod(GRID)) * (ORIENTATIONS + 1),
@@ -65,6 +65,9 @@ FAMILIES = {
     "mbh": Family("motion", int(np.prod(GRID)) * 2 * ORIENTATIONS,
                   f"motion boundaries: the same of the flow's gradients, {PAIRS} pairs"),
 }
+# What is kept of a clip: its families, and the local motion in half precision.
+RECORD = np.dtype([*((name, np.float32, family.dimension) for name, family in FAMILIES.items()),
+                   ("cells", np.float16, CELLS)])
 
 
 def settings() -> dict:
@@ -75,7 +78,7 @@ def settings() -> dict:
 
 
 def descriptor_table() -> pd.DataFrame:
-    """The families, one row each: family, group, dimensions and what it describes."""
+    """One row per family: its name, group, dimensions and what it describes."""
     rows = [(name, family.group, family.dimension, family.about) for name, family in FAMILIES.items()]
     return pd.DataFrame(rows, columns=["family", "group", "dimensions", "what it describes"])
 
@@ -92,9 +95,8 @@ class FramePairs(NamedTuple):
 def pair_indices(info: VideoInfo) -> np.ndarray:
     """(2 * PAIRS,) frame indices: one pair in each of PAIRS equal segments, its frames about SECONDS apart.
 
-    The place within the segment moves by the golden ratio, so that a movement's period can't beat with the
-    segments: a quick swing and the same played twice had MBH of cosine 0.59 with the middles of the segments,
-    and 0.92 so.
+    The place within the segment moves by the golden ratio, so that a movement's period can't beat with the segments: a
+    quick swing and the same played twice had MBH of cosine 0.59 with the middles of the segments, and 0.92 so.
     """
     apart = max(round(SECONDS * (info.fps or DEFAULT_RATE)), 1)
     apart = min(apart, info.frames - 1)
@@ -159,11 +161,11 @@ def optical_flow(grey: np.ndarray, seconds: np.ndarray) -> np.ndarray:
         seconds: (P,) between the frames of a pair.
 
     Returns:
-        (P, 2, FLOW_HEIGHT, FLOW_WIDTH) float32, horizontal and vertical, in frame heights a second. The
-        median of a pair's flow is taken for the camera's and subtracted.
+        (P, 2, FLOW_HEIGHT, FLOW_WIDTH) float32, horizontal and vertical, in frame heights per second. The median of a
+        pair's flow is taken for the camera's and subtracted.
     """
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    full = [dis.calc(first, second, None) for first, second in zip(grey[::2], grey[1::2])]
+    full = [dis.calc(first, second, None) for first, second in zip(grey[::2], grey[1::2], strict=True)]
     flow = np.stack([cv2.resize(f, (FLOW_WIDTH, FLOW_HEIGHT), interpolation=cv2.INTER_AREA) for f in full])
     flow = flow.transpose(0, 3, 1, 2)
     flow = flow - np.median(flow, axis=(2, 3), keepdims=True)
@@ -177,8 +179,8 @@ def oriented_cells(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         x, y: (PAIRS, FLOW_HEIGHT, FLOW_WIDTH) float32.
 
     Returns:
-        (WINDOWS, ROWS, COLUMNS, ORIENTATIONS): lengths averaged over the cell, each shared between the two
-        nearest directions.
+        (WINDOWS, ROWS, COLUMNS, ORIENTATIONS): lengths averaged over the cell, each shared between the two nearest
+        directions.
     """
     length, angle = cv2.cartToPolar(x.reshape(-1, FLOW_WIDTH), y.reshape(-1, FLOW_WIDTH))
     place = angle.ravel() * np.float32(ORIENTATIONS / (2 * np.pi))
@@ -188,7 +190,7 @@ def oriented_cells(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     bins = int(np.prod(CELLS[:3])) * ORIENTATIONS
     counts = (np.bincount(cell + below % ORIENTATIONS, length.ravel() - upper, bins)
               + np.bincount(cell + (below + 1) % ORIENTATIONS, upper, bins))
-    return (counts / VECTORS_A_CELL).reshape(*CELLS[:3], ORIENTATIONS)
+    return (counts / VECTORS_PER_CELL).reshape(*CELLS[:3], ORIENTATIONS)
 
 
 def _cell_of_vector() -> np.ndarray:
@@ -202,22 +204,22 @@ def motion_cells(flow: np.ndarray) -> np.ndarray:
     """HOF (Laptev et al., 2008) and motion boundary histograms (Dalal et al., 2006) in space-time cells.
 
     Args:
-        flow: (PAIRS, 2, FLOW_HEIGHT, FLOW_WIDTH), in frame heights a second.
+        flow: (PAIRS, 2, FLOW_HEIGHT, FLOW_WIDTH), in frame heights per second.
 
     Returns:
-        CELLS float32; the channels are HOF's directions, the share without motion, then MBH's directions of
-        the horizontal and the vertical flow. MBH is of the flow's gradient.
+        CELLS float32; the channels are HOF's directions, the share without motion, then MBH's directions of the
+        horizontal and the vertical flow. MBH is of the flow's gradient.
     """
     moving = np.hypot(flow[:, 0], flow[:, 1]) >= STILL_SPEED
     hof = oriented_cells(flow[:, 0] * moving, flow[:, 1] * moving)
-    still = np.bincount(_cell_of_vector()[~moving], minlength=int(np.prod(CELLS[:3]))) / VECTORS_A_CELL
+    still = np.bincount(_cell_of_vector()[~moving], minlength=int(np.prod(CELLS[:3]))) / VECTORS_PER_CELL
     boundaries = [oriented_cells(*np.gradient(flow[:, axis], axis=(2, 1))) for axis in (0, 1)]
     return np.concatenate([hof, still.reshape(*CELLS[:3], 1), *boundaries], axis=-1).astype(np.float32)
 
 
 def pool_cells(cells: np.ndarray) -> np.ndarray:
     """CELLS averaged over GRID: (3, 3, 4, CHANNELS)."""
-    split = [side for whole, part in zip(CELLS[:3], GRID) for side in (part, whole // part)]
+    split = [side for whole, part in zip(CELLS[:3], GRID, strict=True) for side in (part, whole // part)]
     return cells.reshape(*split, CHANNELS).mean(axis=(1, 3, 5))
 
 
@@ -246,69 +248,44 @@ def describe_pairs(pairs: FramePairs) -> dict[str, np.ndarray]:
     return {**{name: unit(values) for name, values in families.items()}, "cells": cells}
 
 
-def describe_clip(path: str | Path) -> dict[str, np.ndarray]:
-    """A video file's descriptors: family to (D,) float32, of about unit length or less for what is faint.
-
-    Raises:
-        VideoError: as `read_frames`.
-    """
-    described = describe_pairs(read_pairs(path))
-    return {name: described[name] for name in FAMILIES}
-
-
-def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE,
-                     workers: int | None = None) -> dict[str, np.ndarray]:
+def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE, workers: int | None = None,
+                     names: Iterable[str] = FAMILIES) -> dict[str, np.ndarray]:
     """The descriptors of a table's clips; what was computed before is read back.
 
     Args:
         table: with the column `clip_path`.
         root: the data set's folder.
-        cache: folder of the kept files.
-        workers: threads; None takes one for each CPU that this process may use.
+        cache: folder of the kept files, an `ArrayStore`: one per clip, named by the clip's content and the settings.
+        workers: threads; None takes one per core that this process may use.
+        names: of families, or `cells` for the local motion that `FisherVectors` encodes.
 
     Returns:
-        Family to (N, D) float32, in the table's order.
+        Name to (N, ...) float32, in the table's order: (N, D) of a family.
 
     Raises:
         VideoError: a clip can't be decoded; what was computed before it is kept.
     """
-    files = _kept_files(table, root, cache, workers)
-    rows = []
-    for file in files:
-        with np.load(file) as kept:
-            rows.append([kept[name] for name in FAMILIES])
-    return {name: np.stack(column) for name, column in zip(FAMILIES, zip(*rows))}
-
-
-def clip_cells(table: pd.DataFrame, root: str | Path, cache: Path = CACHE,
-               workers: int | None = None) -> np.ndarray:
-    """(N, prod(CELLS)) float32: local motion, for `FisherVectors`; arguments as `clip_descriptors`."""
-    rows = []
-    for file in _kept_files(table, root, cache, workers):
-        with np.load(file) as kept:
-            rows.append(kept["cells"].ravel().astype(np.float32))
-    return np.stack(rows)
-
-
-def _kept_files(table, root, cache, workers) -> list[Path]:
-    """One file a clip, whole, named by the clip's content and the settings; missing ones are computed."""
-    clips = [clip_file(root, path) for path in table["clip_path"]]
-    store = ArrayStore(cache)
-    kept = [store.path("descriptors", (settings(), file_hash(clip)), ".npz") for clip in clips]
-    missing = {file: clip for file, clip in zip(kept, clips) if not file.is_file()}
+    clips, store = [clip_file(root, path) for path in table["clip_path"]], ArrayStore(cache)
+    kept = [store.path("descriptors", (settings(), file_hash(clip))) for clip in clips]
+    store.in_use = set(kept)
+    missing = {path: clip for path, clip in zip(kept, clips, strict=True) if not store.has(path)}
     if missing:
-        with opencv_without_threads(), ThreadPoolExecutor(workers or available_cpus()) as pool:
-            done = pool.map(_keep, missing.values(), missing)
+        with opencv_without_threads(), ThreadPoolExecutor(workers or cores()) as pool:
+            done = pool.map(lambda path: store.write(path, _record(missing[path])), missing)
             list(tqdm(done, "descriptors", len(missing), unit="clip", file=sys.stdout, ncols=90))
-    store.touch(kept)
-    return kept
+        store.trim()
+    columns = {name: [] for name in names}
+    for path, clip in zip(kept, clips, strict=True):
+        record = store.get(path, lambda clip=clip: _record(clip))
+        for name, column in columns.items():
+            column.append(record[name].astype(np.float32))
+    return {name: np.stack(column) for name, column in columns.items()}
 
 
-def _keep(clip: Path, file: Path) -> None:
+def _record(clip: Path) -> np.ndarray:
+    """A RECORD, without dimensions."""
     described = describe_pairs(read_pairs(clip))
-    described["cells"] = described["cells"].astype(np.float16)
-    with atomic_path(file) as temporary:
-        np.savez(temporary, **described)
+    return np.array(tuple(described[name] for name in RECORD.names), RECORD)
 
 
 # ---------------------------------------------------------------- Fisher vectors
@@ -316,14 +293,14 @@ def _keep(clip: Path, file: Path) -> None:
 class FisherVectors(TransformerMixin, BaseEstimator):
     """Improved Fisher vectors (Perronnin et al., 2010) of local motion, learnt from `fit`'s clips alone.
 
-    A local descriptor is the HOF and MBH of 2x2 neighbouring cells in one window of the clip, square-rooted
-    and at unit length a channel group, brought to `components` whitened principal components, with its place
-    in the frame and the clip beside them (Sanchez et al., 2012). Only a clip's LOCAL_POOL liveliest count.
+    A local descriptor is the HOF and MBH of 2x2 neighbouring cells in one window of the clip, square-rooted and at unit
+    length per channel group, brought to `components` whitened principal components, with its place in the frame and
+    the clip beside them (Sanchez et al., 2012). Only a clip's LOCAL_POOL liveliest count.
 
     Args:
         modes: Gaussians of the mixture.
         components: principal components.
-        per_clip: local descriptors a clip that components and mixture are learnt from.
+        per_clip: local descriptors per clip that components and mixture are learnt from.
         random_state: of the choice of these and of the mixture's start.
     """
 
@@ -332,7 +309,7 @@ class FisherVectors(TransformerMixin, BaseEstimator):
         self.per_clip, self.random_state = per_clip, random_state
 
     def fit(self, X: np.ndarray, y=None) -> FisherVectors:
-        """Learns components and mixture from (N, prod(CELLS)) local motion, as `clip_cells` gives it."""
+        """Learns components and mixture from (N, prod(CELLS)) local motion, a clip's `cells` per row."""
         rng = np.random.default_rng(self.random_state)
         drawn = [local_descriptors(row)[rng.permutation(LOCAL_POOL)[:self.per_clip]] for row in X]
         sample = np.concatenate(drawn)
@@ -357,8 +334,7 @@ def local_descriptors(cells: np.ndarray) -> np.ndarray:
         cells: CELLS values, of any shape.
 
     Returns:
-        (LOCAL_POOL, 3 + 4 * CHANNELS): time, row and column, each from -1 to 1, then HOF and MBH of the 2x2
-        cells there.
+        (LOCAL_POOL, 3 + 4 * CHANNELS): time, row and column, each from -1 to 1, then HOF and MBH of the 2x2 cells.
     """
     cells = cells.reshape(CELLS)
     blocks = np.stack([cells[:, r:ROWS - 1 + r, c:COLUMNS - 1 + c] for r in (0, 1) for c in (0, 1)], axis=3)
@@ -369,4 +345,4 @@ def local_descriptors(cells: np.ndarray) -> np.ndarray:
     groups = np.split(np.sqrt(blocks[chosen]), (ORIENTATIONS + 1, 2 * ORIENTATIONS + 1), axis=2)
     groups = [group.reshape(LOCAL_POOL, -1) for group in groups]
     lengths = [np.sqrt((group**2).sum(axis=1, keepdims=True) + FLOOR**2) for group in groups]
-    return np.hstack([place[chosen], *(group / length for group, length in zip(groups, lengths))])
+    return np.hstack([place[chosen], *(group / length for group, length in zip(groups, lengths, strict=True))])

@@ -1,6 +1,6 @@
 """Executes the notebooks, showing where they are, and prints the headline table.
 
-    python src/run_notebooks.py [NAME ...]
+    python tools/run_notebooks.py [NAME ...]
 
 DATASET, WEIGHTS, RECIPE, SPLIT, CLASSES and SEED are taken from the environment, as by the notebooks themselves. With
 the demo data the notebooks are executed in place; with any other data into the `notebooks` folder of its results, so
@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import textwrap
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from config import ROOT, shown
-from store import atomic_path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from comparison import comparison_table, load_results
+from config import ROOT
+from files import atomic_path, shown
+from machine import hardware_line
+from videos.library import DATASETS, open_asked
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -31,10 +36,8 @@ NOTEBOOKS = ROOT / "notebooks"
 class ShowingClient(NotebookClient):
     """Executes a notebook and tells which cell it is in; what cells print is passed on as it comes."""
 
-    def __init__(self, notebook, name: str, started: float):
-        super().__init__(notebook, record_timing=False, timeout=None, kernel_name="python3",
-                         extra_arguments=["--IPKernelApp.log_level=ERROR"],
-                         resources={"metadata": {"path": str(NOTEBOOKS)}})
+    def __init__(self, notebook, name: str, started: float, kernel: KernelManager):
+        super().__init__(notebook, km=kernel, record_timing=False, timeout=None)
         self.name, self.started = name, started
         self.code_cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
         self.on_cell_start = self._tell
@@ -43,7 +46,8 @@ class ShowingClient(NotebookClient):
         if cell_index in self.code_cells:
             number = self.code_cells.index(cell_index) + 1
             before = [c.source for c in self.nb.cells[:cell_index] if c.cell_type == "markdown"]
-            heading = before[-1].splitlines()[0].lstrip("# ") if before else ""
+            headings = [source for source in before if source.startswith("#")]
+            heading = headings[-1].splitlines()[0].lstrip("# ") if headings else ""
             elapsed = time.perf_counter() - self.started
             print(f"[{elapsed:5.0f} s] {self.name}  cell {number}/{len(self.code_cells)}  {heading}", flush=True)
 
@@ -56,23 +60,39 @@ class ShowingClient(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-def execute(source: Path, target: Path, failed: Path, started: float) -> None:
+def start_kernel() -> KernelManager:
+    """A kernel in the notebooks' folder. While another one works, it imports what takes seconds in most notebooks."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(NOTEBOOKS), extra_arguments=[
+        "--IPKernelApp.log_level=ERROR", "--IPKernelApp.exec_lines=import matplotlib.pyplot, sklearn, torchvision"])
+    return manager
+
+
+def execute(source: Path, target: Path, failed: Path, started: float, kernel: KernelManager | None = None) -> None:
     """Executes one notebook and writes it, whole, to `target`.
 
+    Args:
+        source: the notebook.
+        target: where it goes, executed.
+        failed: folder that keeps what was executed of a notebook whose cell fails; `target` stays as it was.
+        started: of the whole run, on `time.perf_counter`'s clock.
+        kernel: to execute it in, shut down at the end; None starts one.
+
     Raises:
-        SystemExit: a cell failed. What was executed is kept in the folder `failed`; `target` stays as it was.
+        SystemExit: a cell failed.
     """
-    notebook = nbformat.read(source, as_version=4)
+    notebook, kernel = nbformat.read(source, as_version=4), kernel or start_kernel()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = ShowingClient(notebook, source.stem, started)
     try:
-        client.execute()
+        ShowingClient(notebook, source.stem, started, kernel).execute()
     except (CellExecutionError, DeadKernelError) as error:
         _write(notebook, failed / source.name)
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         raise SystemExit(f"\n{source.name} failed: {reason}\nexecuted so far: {shown(failed / source.name)}") from None
+    finally:
+        kernel.shutdown_kernel(now=True)
     _write(notebook, target)
 
 
@@ -82,30 +102,6 @@ def _write(notebook, path: Path) -> None:
         nbformat.write(notebook, temporary)
 
 
-# What needs torch is imported where it is needed: it would stay in this process's memory beside the notebooks'.
-
-def _open_data(dataset: str) -> tuple[str, Path]:
-    """Makes the data ready; the name for DATASET, and where the results go."""
-    from experiment import find_folder, open_data
-
-    if dataset not in ("demo", "ucf101"):
-        dataset = str(find_folder(dataset))
-    data = open_data(dataset, os.environ.get("SPLIT") or None, os.environ.get("CLASSES", "").split() or None,
-                     int(os.environ.get("SEED") or 42))
-    print(f"data set {data.name}: {data.split['clips']} clips, split {data.split['kind']}, {len(data.classes)} classes",
-          flush=True)
-    return dataset, data.results
-
-
-def _headline(results: Path) -> str:
-    """The headline table and the hardware line."""
-    from evaluation import comparison_table, load_results
-    from utils import environment, hardware_line
-
-    table = comparison_table(load_results(results))
-    return f"{table[~table.index.str.startswith('seed ')].to_string()}\n\nhardware: {hardware_line(environment())}"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Executes the notebooks and prints the headline table.")
@@ -113,16 +109,34 @@ def main(arguments: list[str] | None = None) -> None:
     names = parser.parse_args(arguments).names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     started = time.perf_counter()
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # its memory ends with it
-            dataset, results = process.submit(_open_data, os.environ.get("DATASET") or "demo").result()
+        data = open_asked()
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    os.environ["DATASET"] = dataset
-    target = NOTEBOOKS if dataset == "demo" else results / "notebooks"
-    for name in names:
-        execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", results / "failed", started)
-    print(f"\n{_headline(results)}\nnotebooks: {shown(target)}/   results: {shown(results)}/   "
+    print(f"data set {data.name}: {data.split['clips']} clips, split {data.split['kind']}, {len(data.classes)} classes",
+          flush=True)
+    os.environ["DATASET"] = data.name if data.name in DATASETS else str(data.root)
+    target, kernel = NOTEBOOKS if data.name == "demo" else data.results / "notebooks", start_kernel()
+    for i, name in enumerate(names):
+        following = start_kernel() if i + 1 < len(names) else None
+        try:
+            execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", data.results / "failed", started, kernel)
+        except BaseException:
+            if following:
+                following.shutdown_kernel(now=True)
+            raise
+        kernel = following
+    print(f"\n{headline(data.results)}\nnotebooks: {shown(target)}/   results: {shown(data.results)}/   "
           f"elapsed: {time.perf_counter() - started:.0f} s")
+
+
+def headline(root: Path) -> str:
+    """The headline table of a data set's results, with the hardware; or what it lacks."""
+    try:
+        results = load_results(root)
+    except FileNotFoundError as missing:
+        return f"no headline table yet: {missing}"
+    table, environment = comparison_table(results), next(iter(results.values()))["environment"]
+    return f"{table[~table.index.str.startswith('seed ')].to_string()}\n\nmeasured on {hardware_line(environment)}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """How trained CNNs behave: whether they use motion, where they look, what they hold alike, where they err.
 
-Everything here runs a trained model on a data set's own clips, one centre view a clip unless said otherwise.
+Everything here runs a trained model on a data set's own clips, one centre view per clip unless said otherwise.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,21 +20,28 @@ from captum.attr import LayerGradCam
 from matplotlib import pyplot as plt
 from scipy.ndimage import binary_fill_holes
 from sklearn.manifold import TSNE
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import plots
 from data_loader import (
-    VideoDataset2D, VideoInfo, apply_transform, clip_file, make_loader, read_frames, read_timed_frames,
+    VideoDataset2D,
+    VideoInfo,
+    apply_transform,
+    clip_file,
+    denormalize,
+    make_loader,
+    read_frames,
+    read_timed_frames,
     segment_indices,
 )
 from experiment import Experiment
 from features import Deployed
-from metrics import accuracy_interval, confidence
-from store import ArrayStore
-from utils import read_json, write_json
+from files import ArrayStore, file_hash, read_json, write_json
+from metrics import accuracy_interval, confidence, uncertain
+from studies.filmstrips import animation, inline_picture, verdict
 
 VARIANTS = ("as it is", "one frozen frame", "frames shuffled", "frames reversed", "background only")
 BACKGROUND_FRAMES = 25  # of a clip, evenly spread, from which its background is taken
@@ -42,46 +50,44 @@ SHAKE = 5  # pixels at that height by which the camera may shake
 MOVED = 25  # grey levels by which a pixel differs from its surroundings in the median when it moved
 ROUNDING = 1e-4  # probabilities that differ by less are the same
 UNTELLING = 0.6  # painting over more of the picture than this leaves nothing to conclude from
-WRONG_SHOWN = 24  # wrong clips in a gallery, at most
-GALLERY_FRAMES = 16  # of a moving picture in it
+WRONG_SHOWN = 16  # misclassified clips in a gallery, at most
+GALLERY_FRAMES = 12  # of a moving picture in it
 CLASSES_DRAWN = 5  # over time: those that reach the highest probabilities, and the true one
 
 
 # ---------------------------------------------------------------- does it use motion?
 
 def motion_probe(experiment: Experiment) -> pd.DataFrame:
-    """The test part with the motion taken out of its clips in several ways; kept once a checkpoint.
+    """The test set with the motion taken out of its clips in several ways; kept once per checkpoint.
 
-    The variants show the model the same number of pictures: the centre view as it is; its middle frame
-    throughout; its frames in an order drawn once a clip; its frames in reverse; and, throughout, what
-    `still_background` leaves of the clip, which is an approximation. A 2D model's trunk sees each frame by
-    itself, so that it is run once a clip and what it gives is put in order; everything after it is run for
-    each variant.
+    The variants show the model the same number of pictures: the centre view as it is; its middle frame throughout;
+    its frames in an order drawn once per clip; its frames in reverse; and, throughout, what `still_background` leaves
+    of the clip, which is an approximation. A 2D model's trunk sees each frame by itself, so that it is run once per
+    clip and what it gives is put in order; everything after it is run for each variant.
 
     Returns:
-        One row a variant of `VARIANTS`: variant, clips, accuracy, low and high (its Wilson interval),
-        probability (mean, of the true class), changed (answers other than those of the first row), shift (the
-        largest difference of any probability of any clip from the first row) and painted (mean share of the
-        picture that was painted over).
+        One row per variant of `VARIANTS`: variant, clips, accuracy, low and high (its Wilson interval), probability
+        (mean, of the true class), changed (answers other than those of the first row), shift (the largest difference of
+        any probability of any clip from the first row) and painted (mean share of the picture that was painted over).
     """
-    path = experiment.files.root / "behaviour" / f"{experiment.files.model_name}.json"
-    checkpoint, kept = experiment.sha256, read_json(path)
-    if kept.get("of") == checkpoint:
-        return pd.DataFrame(kept["motion"])
-    table = _probe(experiment)
-    write_json(path, {"of": checkpoint, "motion": table.to_dict("records")})
-    return table
+    files = experiment.files
+    path, checkpoint = files.root / "behaviour" / f"{files.model_name}.json", files.sha256
+    kept = read_json(path)
+    if kept.get("of") != checkpoint:
+        kept = {"of": checkpoint, "motion": _probe(experiment).to_dict("records")}
+        write_json(path, kept)
+    return pd.DataFrame(kept["motion"])
 
 
 def _probe(experiment: Experiment) -> pd.DataFrame:
     dataset, deployed = experiment.dataset("test"), experiment.deployed()
-    loader = make_loader(Pictures(dataset), batch_size=1, collate=_only_one)
+    loader = make_loader(Pictures(dataset), batch_size=1, collate=itemgetter(0))
     progress = tqdm(loader, f"{experiment.files.model_name} motion", unit="clip", file=sys.stdout, ncols=90)
     probabilities, painted = [], []
-    for (pictures, share), clip_path in zip(progress, dataset.data["clip_path"]):
+    for (pictures, share), clip_path in zip(progress, dataset.data["clip_path"], strict=True):
         orders = variant_orders(len(pictures) - 1, clip_path)
         logits = _variant_logits(experiment, deployed, dataset, pictures, orders)  # (variants, K)
-        probabilities.append(logits.double().softmax(dim=1).cpu().numpy())
+        probabilities.append(logits.cpu().double().softmax(dim=1).numpy())
         painted.append(share)
     labels = np.array([dataset.label(i) for i in range(len(dataset))])
     return _probe_table(np.stack(probabilities), labels, float(np.mean(painted)))
@@ -90,7 +96,7 @@ def _probe(experiment: Experiment) -> pd.DataFrame:
 def _probe_table(probabilities: np.ndarray, labels: np.ndarray, painted: float) -> pd.DataFrame:
     """The rows of `motion_probe`, from (N, variants, K) probabilities and (N,) labels."""
     first, rows = probabilities[:, 0], []
-    for name, given in zip(VARIANTS, probabilities.swapaxes(0, 1)):  # (N, K)
+    for name, given in zip(VARIANTS, probabilities.swapaxes(0, 1), strict=True):  # (N, K)
         answers = given.argmax(axis=1)
         interval = accuracy_interval(pd.DataFrame({"label": labels, "predicted": answers}))
         rows.append({"variant": name, "clips": len(labels),
@@ -105,10 +111,7 @@ def _probe_table(probabilities: np.ndarray, labels: np.ndarray, painted: float) 
 class Pictures(Dataset):
     """What the variants of a clip are made of: (T + 1, C, H, W) pictures, and the share that is painted over.
 
-    Picture T is the clip's background; those before it are the frames of its centre view.
-
-    Args:
-        dataset: the clips, for evaluation.
+    Picture T is the clip's background; those before it are the frames of its centre view in `dataset`.
     """
 
     def __init__(self, dataset: VideoDataset2D):
@@ -125,10 +128,6 @@ class Pictures(Dataset):
         background, moved = still_background(spread)
         pictures = np.concatenate([view, background[None]])
         return apply_transform(pictures, self.dataset.transform), float(moved.mean())
-
-
-def _only_one(samples: list) -> tuple[torch.Tensor, float]:
-    return samples[0]
 
 
 def variant_orders(frames: int, clip_path: str) -> np.ndarray:
@@ -151,10 +150,10 @@ def _variant_logits(experiment: Experiment, deployed: Deployed, dataset: VideoDa
 def still_background(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A clip's median picture in which whatever moved is painted over from around it: an approximation.
 
-    A pixel moved where two frames at least differ from all that the median shows within `SHAKE` pixels, which
-    a shaking camera does not bring about (the tolerance to small displacements of Elgammal et al. 2000). Gaps
-    and outlines are filled, and the hole is inpainted (Telea 2004). What stays still of a person, such as the
-    feet in a push-up, stays in the picture; where the camera travels, nearly everything is painted over.
+    A pixel moved where two frames at least differ from all that the median shows within `SHAKE` pixels, which a shaking
+    camera does not bring about (the tolerance to small displacements of Elgammal et al. 2000). Gaps and outlines are
+    filled, and the hole is inpainted (Telea 2004). What stays still of a person, such as the feet in a push-up, stays
+    in the picture; where the camera travels, nearly everything is painted over.
 
     Args:
         frames: (S, H, W, 3) uint8, spread over the clip.
@@ -185,25 +184,6 @@ def _disc(diameter: int) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter | 1, diameter | 1))
 
 
-def motion_comparison(root: Path) -> pd.DataFrame:
-    """Accuracy of each CNN under each variant of `motion_probe`, and of rules that see no action at all.
-
-    Args:
-        root: the data set's results root, with what `motion_probe` and `01_dataset` left there.
-
-    Returns:
-        One row a variant or rule, one column a model; – where a rule is no model's.
-    """
-    kept = {path.stem: read_json(path)["motion"] for path in sorted((root / "behaviour").glob("*.json"))}
-    columns = {name.upper(): {row["variant"]: f"{row['accuracy']:.3f}" for row in rows}
-               for name, rows in kept.items()}
-    rules = root / "dataset" / "shortcuts.csv"
-    if rules.is_file():
-        scores = pd.read_csv(rules).set_index("rule")["accuracy"].map("{:.3f}".format)
-        columns["rule without a model"] = scores[["duration", "most frequent class"]].to_dict()
-    return pd.DataFrame(columns).fillna("–").rename_axis("what is seen")
-
-
 def motion_reading(table: pd.DataFrame, title: str) -> str:
     """What `motion_probe` says of a model: a sentence on the order of frames, one on what else was taken out.
 
@@ -214,19 +194,17 @@ def motion_reading(table: pd.DataFrame, title: str) -> str:
     normal, frozen, shuffled, turned, background = table.itertuples()
     n, shift = normal.clips, max(shuffled.shift, turned.shift)
     if shuffled.changed or turned.changed:
-        order = (f"The {title} uses the order of frames: of its {n} answers {shuffled.changed} change when "
-                 f"frames are shuffled and {turned.changed} when they are reversed; {_right(shuffled)} and "
-                 f"{_right(turned)} are right then.")
+        order = (f"The {title} uses the order of frames: of its {n} answers {shuffled.changed} change when frames are "
+                 f"shuffled and {turned.changed} when they are reversed; {_right(shuffled)} and {_right(turned)} are "
+                 "right then.")
     elif shift > ROUNDING:
-        order = (f"The order of frames hardly matters to the {title}: shuffled or reversed, none of its {n} "
-                 f"answers changes, and no probability moves by more than {shift:.2g}.")
+        order = (f"The order of frames hardly matters to the {title}: shuffled or reversed, none of its {n} answers "
+                 f"changes, and no probability moves by more than {shift:.2g}.")
     else:
-        order = (f"The {title} loses nothing when frames are shuffled or reversed: it does not use their "
-                 "order.")
-    changed = frozen.changed
-    still = {0: "no answer changes", 1: "1 answer changes"}.get(changed, f"{changed} answers change")
-    doubt = ("; so much is painted over that this tells little of the background"
-             if background.painted > UNTELLING else "")
+        order = f"The {title} loses nothing when frames are shuffled or reversed: it does not use their order."
+    still = {0: "no answer changes", 1: "1 answer changes"}.get(frozen.changed, f"{frozen.changed} answers change")
+    untelling = background.painted > UNTELLING
+    doubt = "; so much is painted over that this tells little of the background" if untelling else ""
     return (f"{order} As filmed it is right on {_right(normal)} of {n} test videos, from one frozen frame on "
             f"{_right(frozen)} ({still}), and with what moves painted over ({background.painted:.0%} of the "
             f"picture) on {_right(background)}{doubt}.")
@@ -259,9 +237,9 @@ class GradCam(NamedTuple):
 def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam:
     """Grad-CAM (Selvaraju et al. 2017) of the predicted class at the last convolutional stage, over time.
 
-    Where that stage keeps frames apart (all 2D models, the inflated 3D one), each frame has its own channel
-    weights and map; where it convolves over time (R3D-18), the weights are the clip's, and maps are
-    interpolated in time. All maps of a clip share one scale.
+    Where that stage keeps frames apart (all 2D models, the inflated 3D one), each frame has its own channel weights
+    and map; where it convolves over time (R3D-18), the weights are the clip's, and maps are interpolated in time. All
+    maps of a clip share one scale.
 
     Args:
         experiment: the trained model.
@@ -277,24 +255,17 @@ def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam
     stage, rest = model.stages[-2], nn.Sequential(model.stages[-2:], model.pool, model.classifier)
     with torch.no_grad():
         below = model.stages[:-2](dataset.layout(clip)[None].to(experiment.device))
-        probabilities = rest(below).double().softmax(dim=1)[0]
+        probabilities = rest(below).cpu().double().softmax(dim=1)[0]
     target = int(probabilities.argmax())
     # the stage's last module, inside of what folds frames into the batch, has its channels in dimension 1
-    maps = LayerGradCam(rest, stage[-1]).attribute(below, target, relu_attributions=True).detach()
+    maps = LayerGradCam(rest, stage[-1]).attribute(below, target, relu_attributions=True).detach().cpu()
     if maps.dim() == 4:
         maps = maps.transpose(0, 1)[None]  # (T, 1, h, w) to (1, 1, T, h, w)
     maps = F.interpolate(maps, size=(len(clip), *clip.shape[-2:]), mode="trilinear")[0, 0]
-    maps = (maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)).cpu().numpy()
+    maps = (maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)).numpy()
     shown = segment_indices(len(clip), min(frames, len(clip)))
-    return GradCam(maps[shown], _visible(clip, experiment)[shown], times[shown],
+    return GradCam(maps[shown], denormalize(clip, model.preprocessing)[shown], times[shown],
                    experiment.data.classes[target], float(probabilities[target]))
-
-
-def _visible(clip: torch.Tensor, experiment: Experiment) -> np.ndarray:
-    """A normalised clip (T, C, H, W) as pictures again, (T, H, W, 3) uint8."""
-    prep = experiment.model.preprocessing
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (prep.mean, prep.std))
-    return (255 * (clip * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 # ---------------------------------------------------------------- which clips does it hold alike?
@@ -302,15 +273,23 @@ def _visible(clip: torch.Tensor, experiment: Experiment) -> np.ndarray:
 def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
     """(N, F) float32: what the classifier sees of a part's clips, one centre view each; kept in the cache."""
     store = ArrayStore(experiment.cache)
-    return store.get(store.path("pooled", (experiment.sha256, part)), lambda: _pooled(experiment, part))
+    return store.get(store.path("pooled", (experiment.files.sha256, part)), lambda: _pooled(experiment, part))
+
 
 @torch.inference_mode()
 def _pooled(experiment: Experiment, part: str) -> np.ndarray:
     model = experiment.model.eval()
-    start = model.cut if experiment.recipe.cache == "activations" else 0
+    start = model.cut if experiment.keeps_activations else 0
     body = nn.Sequential(model.stages[start:], model.pool)
-    batches = [body(x.to(experiment.device)).cpu() for x, _ in experiment.loader(part)]
+    batches = [body(x.to(experiment.device)).cpu() for x, _ in experiment.loader(experiment.dataset(part))]
     return torch.cat(batches).numpy()
+
+
+def _labelled_features(experiment: Experiment) -> tuple[pd.DataFrame, np.ndarray]:
+    """The clips of all parts, with the column part, and their `pooled_features`."""
+    parts = list(experiment.data.splits)
+    clips = pd.concat([experiment.data.table(part).assign(part=part) for part in parts], ignore_index=True)
+    return clips, np.concatenate([pooled_features(experiment, part) for part in parts])
 
 
 def trunk_embedding(experiment: Experiment) -> pd.DataFrame:
@@ -319,11 +298,9 @@ def trunk_embedding(experiment: Experiment) -> pd.DataFrame:
     Distances are cosines; only neighbourhoods mean something, not the axes nor how far clusters lie apart.
 
     Returns:
-        One row a clip of the three parts: x, y, label, part, clip_path.
+        One row per clip of the three parts: x, y, label, part, clip_path.
     """
-    parts = list(experiment.data.splits)
-    clips = pd.concat([experiment.data.table(part).assign(part=part) for part in parts], ignore_index=True)
-    features = np.concatenate([pooled_features(experiment, part) for part in parts])
+    clips, features = _labelled_features(experiment)
     few = (len(features) - 1) / 3  # a perplexity above this has no neighbours to reach
     plane = TSNE(perplexity=min(30.0, few), metric="cosine", random_state=0).fit_transform(features)
     return pd.DataFrame(plane, columns=["x", "y"]).join(clips[["label", "part", "clip_path"]])
@@ -338,41 +315,51 @@ def nearest_training_clips(experiment: Experiment, clip_paths: Sequence[str], co
         count: neighbours of each.
 
     Returns:
-        One row a neighbour, the most alike first: clip_path, rank, neighbour, label (the neighbour's) and
-        similarity.
+        One row per neighbour, the most alike first: clip_path, rank, neighbour, label (the neighbour's) and similarity.
 
     Raises:
         ValueError: a clip is in no part of the split.
     """
-    parts = {part: experiment.data.table(part) for part in experiment.data.splits}
-    place = {path: (part, i) for part, table in parts.items() for i, path in enumerate(table["clip_path"])}
+    clips, features = _labelled_features(experiment)
+    place = {path: i for i, path in enumerate(clips["clip_path"])}
     if unknown := [path for path in clip_paths if path not in place]:
-        raise ValueError(f"no part of the split has {', '.join(unknown)}: take clip_path from a prediction "
-                         "table")
-    asked = np.stack([pooled_features(experiment, part)[i] for part, i in map(place.get, clip_paths)])
-    known = NearestNeighbors(metric="cosine").fit(pooled_features(experiment, "train"))
-    found = zip(clip_paths, *known.kneighbors(asked, min(count + 1, len(parts["train"]))))
-    rows = []
-    for path, distances, indices in found:
-        near = parts["train"].iloc[indices].assign(similarity=1 - distances)
-        near = near[near["clip_path"] != path].head(count)
-        rows += [{"clip_path": path, "rank": rank, "neighbour": clip.clip_path, "label": clip.label,
-                  "similarity": clip.similarity} for rank, clip in enumerate(near.itertuples(), 1)]
-    return pd.DataFrame(rows)
+        raise ValueError(f"no part of the split has {', '.join(unknown)}: take clip_path from a prediction table")
+    tables = []
+    for path in clip_paths:
+        similarity = cosine_similarity(features[[place[path]]], features)[0]
+        others = (clips["part"] == "train") & (clips["clip_path"] != path)
+        near = clips.assign(similarity=similarity)[others].nlargest(count, "similarity").reset_index(drop=True)
+        tables.append(pd.DataFrame({"clip_path": path, "rank": near.index + 1, "neighbour": near["clip_path"],
+                                    "label": near["label"], "similarity": near["similarity"]}))
+    return pd.concat(tables, ignore_index=True)
 
 
 # ---------------------------------------------------------------- where does it err?
 
-@torch.inference_mode()
-def probabilities_over_time(experiment: Experiment, clip_path: str, views: int = 8) -> pd.DataFrame:
-    """The class probabilities of short views along a clip, as the model is deployed.
+def hardest_clips(tables: Sequence[pd.DataFrame], count: int = 3) -> list[str]:
+    """The clip_path of `count` clips, each once: the first of `metrics.uncertain` of each table, in turn."""
+    ranked = pd.concat([uncertain(table, count)["clip_path"].reset_index(drop=True) for table in tables])
+    return ranked.sort_index(kind="stable").drop_duplicates().head(count).tolist()
 
-    A view is the recipe's own window, from the clip's start to its end; where the recipe takes one frame from
-    each of several segments of the whole clip, the segments are split into runs instead.
+
+def probabilities_over_time(experiment: Experiment, clip_path: str, views: int = 8) -> pd.DataFrame:
+    """The class probabilities of short views along a clip, as the model is deployed; kept in the cache.
+
+    A view is the recipe's own window, from the clip's start to its end; where the recipe takes one frame from each of
+    several segments of the whole clip, the segments are split into runs instead.
 
     Returns:
-        One row a view, indexed by the mean time of its frames in seconds; one column a class.
+        One row per view, indexed by the mean time of its frames in seconds; one column per class.
     """
+    path, store = clip_file(experiment.data.root, clip_path), ArrayStore(experiment.cache)
+    key = experiment.files.sha256, file_hash(path), views
+    rows = store.get(store.path("over_time", key), lambda: _over_time(experiment, path, views))
+    return pd.DataFrame(rows, columns=["seconds", *experiment.data.classes]).set_index("seconds")
+
+
+@torch.inference_mode()
+def _over_time(experiment: Experiment, path: Path, views: int) -> np.ndarray:
+    """(V, 1 + K) float64: seconds and probabilities."""
     dataset, deployed = experiment.dataset("test"), experiment.deployed()
     sampler = dataset.sampler
 
@@ -381,12 +368,10 @@ def probabilities_over_time(experiment: Experiment, clip_path: str, views: int =
             return segment_indices(info.frames, views * max(sampler.num_frames // views, 1))
         return np.concatenate([sampler(info, position) for position in np.linspace(0, 1, views)])
 
-    frames, times = read_timed_frames(clip_file(experiment.data.root, clip_path), choose)
+    frames, times = read_timed_frames(path, choose)
     clips = (apply_transform(view, dataset.transform) for view in np.split(frames, views))
     logits = torch.cat([deployed(dataset.layout(clip)[None].to(experiment.device)) for clip in clips])
-    probabilities = logits.double().softmax(dim=1)
-    seconds = pd.Index(times.reshape(views, -1).mean(axis=1), name="seconds")
-    return pd.DataFrame(probabilities.cpu().numpy(), index=seconds, columns=experiment.data.classes)
+    return np.column_stack([times.reshape(views, -1).mean(axis=1), logits.cpu().double().softmax(dim=1).numpy()])
 
 
 def gallery(experiment: Experiment, predictions: pd.DataFrame, count: int = 6) -> str:
@@ -395,7 +380,7 @@ def gallery(experiment: Experiment, predictions: pd.DataFrame, count: int = 6) -
     Args:
         experiment: the trained model.
         predictions: of its clips, as `evaluation.evaluate` gives them.
-        count: clips. The wrong ones are all shown, up to `WRONG_SHOWN`, the most confident first; the least
+        count: clips. The misclassified ones are all shown, up to `WRONG_SHOWN`, the most confident first; the least
             certain of the right ones fill up what is left of `count`.
 
     Returns:
@@ -405,11 +390,11 @@ def gallery(experiment: Experiment, predictions: pd.DataFrame, count: int = 6) -
         ValueError: as `metrics.confidence`.
         VideoError: a clip can't be decoded.
     """
-    correct = predictions["label"] == predictions["predicted"]
-    table = predictions.assign(probability=confidence(predictions), correct=correct)
-    wrong, right = table[~correct], table[correct]
-    chosen = pd.concat([wrong.sort_values("probability", ascending=False).head(WRONG_SHOWN),
-                        right.sort_values("probability").head(max(count - len(wrong), 0))])
+    table = predictions.assign(probability=confidence(predictions))
+    correct = table["label"] == table["predicted"]
+    wrong = table[~correct].sort_values("probability", ascending=False)
+    right = table[correct].sort_values("probability")
+    chosen = pd.concat([wrong.head(WRONG_SHOWN), right.head(max(count - len(wrong), 0))])
     return f"<div>{''.join(_exhibit(experiment, clip) for clip in chosen.itertuples())}</div>"
 
 
@@ -417,14 +402,12 @@ def _exhibit(experiment: Experiment, clip) -> str:
     path = clip_file(experiment.data.root, clip.clip_path)
     frames, times = read_timed_frames(path, lambda info: segment_indices(info.frames, min(GALLERY_FRAMES, info.frames)))
     rate = (len(times) - 1) / np.ptp(times) if len(times) > 1 else 1.0
-    caption = (f"{clip.clip_path}: true {clip.label}, predicted {clip.predicted} with probability "
-               f"{clip.probability:.2f}: {'correct' if clip.correct else 'WRONG'}")
     course = probabilities_over_time(experiment, clip.clip_path)
     highest = course.max().nlargest(CLASSES_DRAWN).index
     course = course[[name for name in course if name in {*highest, clip.label}]]  # in order: colours stay
     figure, ax = plt.subplots(figsize=(3.6, 2.2))
     plots.probability_lines(course, ax)
     words = ", ".join(f"{name} {column.min():.2f} to {column.max():.2f}" for name, column in course.items())
-    drawn = plots.inline_picture(figure, f"class probabilities over time: {words}", height=150)
+    drawn = inline_picture(figure, f"class probabilities over time: {words}", height=150)
     return ('<div style="display:inline-block;vertical-align:top;margin-right:1em">'
-            f'{plots.animation(frames, caption, rate)}{drawn}</div>')
+            f'{animation(frames, verdict(clip), rate)}{drawn}</div>')

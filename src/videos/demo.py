@@ -1,36 +1,32 @@
 """Renders the embedded data set: three actions, drawn in UCF-101's own form, with no assets and no download.
 
-Clips are `<root>/<Class>/v_<Class>_gNN_cNN.avi`, XviD, 320x240 at 25 frames a second, 2 to 4 s long. A group
-shares its people, scene and bar; its clips differ in phase, speed, framing, mirroring, shake, light, noise.
-Scenes, clothes, bystanders, clip lengths and light come from the same distributions for every class, and
-bars, bags, ropes and mats stand in all of them, so that only the action tells the classes apart.
+Clips are `<root>/<Class>/v_<Class>_gNN_cNN.avi`, XviD, 320x240 at 25 frames per second, 2 to 4 s long. A group shares
+its people, scene and bar; its clips differ in phase, speed, framing, mirroring, shake, light, noise. Scenes, clothes,
+bystanders, things, clip lengths and light come from the same distributions for every class: only the action differs.
 
-A stage of 800x600 pixels is painted once a clip; people are drawn onto a copy of it for every frame, and a
-camera turns it into a frame. Points are (x, y) in stage pixels, y down; colours are RGB, 0 to 255.
+A stage of 800x600 pixels is painted once per clip; people are drawn onto a copy of it for every frame, and a camera
+turns it into a frame. Points are (x, y) in stage pixels, y down; colours are RGB, 0 to 255.
 """
 
 from __future__ import annotations
 
-import argparse
 import colorsys
-import json
-import os
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 import cv2
 import numpy as np
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from config import CLASSES, DEMO_ROOT
+from files import atomic_path, read_json, remove_abandoned, write_json
+from machine import cores, opencv_without_threads
 
 VERSION = 1
-STALE_SECONDS = 60  # no clip takes that long: an older temporary file is a killed run's
+IDLE_SECONDS = 10  # after which worker processes end
 HEIGHT, WIDTH, FPS = 240, 320, 25
 MIN_FRAMES, MAX_FRAMES = 50, 100
 STAGE_H, STAGE_W, GROUND = 600, 800, 490
@@ -40,23 +36,19 @@ ARC = np.linspace(-np.pi / 2, np.pi / 2, 7)
 CIRCLE = np.stack([np.cos(np.arange(14) * np.pi / 7), np.sin(np.arange(14) * np.pi / 7)], axis=1)
 
 # Head outlines in head radii, x to the face's side, y down.
-SIDE_FACE = np.array([
-    (-.75, -.2), (-.6, -.75), (0, -1), (.55, -.8), (.74, -.3), (.76, -.1), (.98, .2), (.78, .3), (.8, .5),
-    (.68, .62), (.7, .88), (.35, 1.02), (-.1, .75), (-.55, .6)])
-SIDE_HAIR = np.array([
-    (-.82, .2), (-.88, -.3), (-.62, -.9), (0, -1.14), (.6, -.95), (.82, -.45), (.45, -.52), (.12, -.42),
-    (.05, -.05), (-.15, .1), (-.3, .45), (-.6, .6)])
-FRONT_FACE = np.array([
-    (-.74, -.3), (-.55, -.85), (0, -1.05), (.55, -.85), (.74, -.3), (.68, .3), (.42, .85), (0, 1.04),
-    (-.42, .85), (-.68, .3)])
+SIDE_FACE = np.array([(-.75, -.2), (-.6, -.75), (0, -1), (.55, -.8), (.74, -.3), (.76, -.1), (.98, .2), (.78, .3),
+                      (.8, .5), (.68, .62), (.7, .88), (.35, 1.02), (-.1, .75), (-.55, .6)])
+SIDE_HAIR = np.array([(-.82, .2), (-.88, -.3), (-.62, -.9), (0, -1.14), (.6, -.95), (.82, -.45), (.45, -.52),
+                      (.12, -.42), (.05, -.05), (-.15, .1), (-.3, .45), (-.6, .6)])
+FRONT_FACE = np.array([(-.74, -.3), (-.55, -.85), (0, -1.05), (.55, -.85), (.74, -.3), (.68, .3), (.42, .85), (0, 1.04),
+                       (-.42, .85), (-.68, .3)])
 CROWN = [(-.84, -.45), (-.58, -.95), (0, -1.16), (.58, -.95), (.84, -.45)]
 FRONT_HAIR = np.array([(-.8, .05), *CROWN, (.8, .05), (.66, -.35), (.3, -.55), (-.3, -.5), (-.66, -.35)])
 BACK_HAIR = np.array([(-.8, .1), *CROWN, (.8, .1), (.5, .7), (-.5, .7)])
 HEADS = {1: (SIDE_FACE, SIDE_HAIR), 0: (FRONT_FACE, FRONT_HAIR), -1: (FRONT_FACE, BACK_HAIR)}
 
 
-# Drawing
-
+# ---------------------------------------------------------------- drawing
 
 def point(x: float, y: float) -> np.ndarray:
     return np.array([x, y], dtype=float)
@@ -74,11 +66,12 @@ def random_colour(rng, saturation=(0.15, 0.85), value=(0.2, 0.95)) -> tuple[floa
 
 
 def polygon(image, points, colour) -> None:
+    """Fills a polygon; corners count to an eighth of a pixel, as those of `line` do."""
     cv2.fillPoly(image, [np.rint(np.asarray(points) * 8).astype(np.int32)], colour, cv2.LINE_AA, 3)
 
 
 def line(image, a, b, colour, thickness=1) -> None:
-    a, b = (tuple(int(round(float(v) * 8)) for v in p) for p in (a, b))
+    a, b = np.rint(np.multiply([a, b], 8)).astype(int).tolist()
     cv2.line(image, a, b, colour, thickness, cv2.LINE_AA, 3)
 
 
@@ -88,21 +81,18 @@ def rectangle(image, x0, y0, x1, y1, colour) -> None:
 
 def capsule(a, b, ra, rb, bulge=0.0) -> np.ndarray:
     """Outline of a tapered limb from `a` (radius ra) to `b` (radius rb), thicker at 40 % of it by `bulge`."""
-    along = b - a
-    angle = np.arctan2(along[1], along[0])
+    angle = np.arctan2(*(b - a)[::-1])
     ends = np.concatenate([angle + np.pi + ARC, angle + ARC])
     unit = np.stack([np.cos(ends), np.sin(ends)], axis=1)
-    tail, tip = a + ra * unit[:7], b + rb * unit[7:]
     side = (0.6 * ra + 0.4 * rb) * (1 + bulge) * unit[7]
-    middle = a + 0.4 * along
-    return np.concatenate([tail, [middle + side], tip, [middle - side]])
+    middle = a + 0.4 * (b - a)
+    return np.concatenate([a + ra * unit[:7], [middle + side], b + rb * unit[7:], [middle - side]])
 
 
 def limb(image, a, b, ra, rb, colour, bulge=0.0) -> None:
     """A tapered limb, lit from the upper left."""
-    light = point(-0.2, -0.2)
     polygon(image, capsule(a, b, ra, rb, bulge), tint(colour, 0.68))
-    polygon(image, capsule(a + light * ra, b + light * rb, ra * 0.72, rb * 0.72, bulge), colour)
+    polygon(image, capsule(a - 0.2 * ra, b - 0.2 * rb, ra * 0.72, rb * 0.72, bulge), colour)
 
 
 def ball(image, centre, radius, colour) -> None:
@@ -120,16 +110,13 @@ def hull(image, centres, radii, colour) -> None:
 
 def shadow(image, x, y, rx, ry, strength=0.5) -> None:
     """A soft dark ellipse on the ground."""
-    x0, x1 = max(0, int(x - rx)), min(STAGE_W, int(x + rx))
-    y0, y1 = max(0, int(y - ry)), min(STAGE_H, int(y + ry))
-    if x0 < x1 and y0 < y1:
-        across, down = (np.arange(x0, x1) - x) / rx, (np.arange(y0, y1) - y) / ry
-        depth = 1 - strength * np.clip(1 - across**2 - down[:, None] ** 2, 0, 1)
-        image[y0:y1, x0:x1] = image[y0:y1, x0:x1] * depth[..., None].astype(np.float32)
+    area = np.s_[max(0, int(y - ry)):int(y + ry), max(0, int(x - rx)):min(STAGE_W, int(x + rx))]
+    down, across = np.ogrid[area]
+    depth = 1 - strength * np.clip(1 - ((across - x) / rx) ** 2 - ((down - y) / ry) ** 2, 0, 1)
+    image[area] = image[area] * depth[..., None].astype(np.float32)
 
 
-# People
-
+# ---------------------------------------------------------------- people
 
 @dataclass(frozen=True)
 class Person:
@@ -150,10 +137,7 @@ class Person:
 
 @dataclass
 class Pose:
-    """Joints in pixels; pairs are (far or left, near or right) x (x, y). `face`: 1 side, 0 front, -1 back.
-
-    `flip` is -1 for somebody who faces left; `up` points from chin to crown.
-    """
+    """Joints in pixels, (x, y); pairs are (far or left, near or right). `up` points from chin to crown."""
 
     neck: np.ndarray
     head: np.ndarray
@@ -165,8 +149,8 @@ class Pose:
     knees: np.ndarray
     ankles: np.ndarray
     toes: np.ndarray
-    face: int = 1
-    flip: int = 1
+    face: int = 1  # 1 side, 0 front, -1 back
+    flip: int = 1  # -1 who faces left
 
 
 def random_person(rng) -> Person:
@@ -178,15 +162,14 @@ def random_person(rng) -> Person:
     )
 
 
-def reach(start, target, upper, lower, side) -> tuple[np.ndarray, np.ndarray]:
-    """Two-bone inverse kinematics: the middle joint and the end, which stops at the limb's full length."""
-    along = target - start
-    distance = max(float(np.hypot(*along)), 1e-6)
-    along = along / distance
-    distance = min(max(distance, abs(upper - lower) + 1.0), 0.998 * (upper + lower))
+def reach(starts, targets, upper, lower, sides) -> tuple[np.ndarray, np.ndarray]:
+    """Two-bone inverse kinematics of a pair of limbs that bend to `sides` (1 or -1): middle joints, reachable ends."""
+    distance = np.maximum(np.hypot(*(targets - starts).T), 1e-6)[:, None]
+    along = (targets - starts) / distance
+    distance = np.clip(distance, abs(upper - lower) + 1.0, 0.998 * (upper + lower))
     forward = (upper**2 - lower**2 + distance**2) / (2 * distance)
-    sideways = side * np.sqrt(max(upper**2 - forward**2, 0.0))
-    return start + forward * along + sideways * point(-along[1], along[0]), start + distance * along
+    sideways = np.reshape(sides, (2, 1)) * np.sqrt(np.maximum(upper**2 - forward**2, 0.0))
+    return starts + forward * along + sideways * along[:, ::-1] * (-1, 1), starts + distance * along
 
 
 def draw_arm(image, person: Person, pose: Pose, i: int, gloves=False) -> None:
@@ -265,26 +248,21 @@ def draw_head(image, person: Person, pose: Pose) -> None:
         polygon(image, place([(-0.8, -0.3), (-0.2, 0), (-0.3, 1.2), (-0.75, 1.3)]), tint(colour, 0.85))
 
 
-def draw_body(image, person: Person, pose: Pose) -> None:
-    """Everything but the arms."""
+def draw_person(image, person: Person, pose: Pose, gloves=False, rod: Stage | None = None) -> None:
+    """A whole person; from the side, the far arm is behind the body. A `rod` is between body and arms."""
+    if pose.face == 1:
+        draw_arm(image, person, pose, 0, gloves)
     draw_leg(image, person, pose, 0)
     draw_leg(image, person, pose, 1)
     draw_torso(image, person, pose)
     draw_head(image, person, pose)
+    if rod:
+        draw_rod(image, rod)
+    for i in (1,) if pose.face == 1 else (0, 1):
+        draw_arm(image, person, pose, i, gloves)
 
 
-def draw_person(image, person: Person, pose: Pose, gloves=False) -> None:
-    if pose.face == 1:
-        draw_arm(image, person, pose, 0, gloves)
-        draw_body(image, person, pose)
-    else:
-        draw_body(image, person, pose)
-        draw_arm(image, person, pose, 0, gloves)
-    draw_arm(image, person, pose, 1, gloves)
-
-
-# The stage
-
+# ---------------------------------------------------------------- stage
 
 @dataclass(frozen=True)
 class Stage:
@@ -396,7 +374,7 @@ def paint_outdoors(image, rng, base: int) -> None:
     fill_gradient(image[:base], tint(zenith, haze), tint((235, 236, 238), haze))
     add_texture(image[:base], rng, (110, 45), 10)
     crest = base - 45 + np.cumsum(rng.normal(0, 6, 41))
-    outline = [(0, base), *zip(np.linspace(0, STAGE_W, 41), crest), (STAGE_W, base)]
+    outline = [(0, base), *zip(np.linspace(0, STAGE_W, 41), crest, strict=True), (STAGE_W, base)]
     polygon(image, outline, tint((88, 112, 84), rng.uniform(0.7, 1.2)))
     for _ in range(rng.integers(0, 4)):
         paint_building(image, rng, base)
@@ -435,7 +413,7 @@ def paint_mat(image, rng, base: int) -> None:
     colour, top = random_colour(rng), GROUND - rng.uniform(25, 45)
     far, near = (x - half + slant, x + half + slant), (x + half + 30, x - half - 30)
     corners = np.array([(far[0], top), (far[1], top), (near[0], 530), (near[1], 530)])
-    polygon(image, corners + (0, 6), tint(colour, 0.5))
+    polygon(image, corners + point(0, 6), tint(colour, 0.5))
     polygon(image, corners, colour)
 
 
@@ -467,17 +445,15 @@ def paint_bystander(image, rng, base: int) -> None:
     wide = 0.85 if face == 0 else 0.2
     pairs = np.array([(-wide * u, 0.0), (wide * u, 0.0)])
     neck = point(x, foot - 6.4 * u)
-    shoulders, hips = neck + (0, 0.3 * u) + pairs, point(x, foot - 3.9 * u) + 0.5 * pairs
-    hands = shoulders + [(rng.uniform(-0.5, 0.3) * u, rng.uniform(1.2, 2.6) * u),
-                         (rng.uniform(-0.3, 0.5) * u, rng.uniform(1.2, 2.6) * u)]
+    shoulders, hips = neck + point(0, 0.3 * u) + pairs, point(x, foot - 3.9 * u) + 0.5 * pairs
+    hanging = rng.uniform([(-0.5, 1.2), (-0.3, 1.2)], [(0.3, 2.6), (0.5, 2.6)]) * u
     bend = (1, -1) if face == 0 else (flip, flip)
-    arms = np.array([reach(shoulders[i], hands[i], 1.45 * u, 1.3 * u, bend[i]) for i in (0, 1)])
+    elbows, hands = reach(shoulders, shoulders + hanging, 1.45 * u, 1.3 * u, bend)
     ankles = point(x, foot) + 0.55 * pairs
     toes = ankles + ((0.6 * flip * u, 2) if face == 1 else (0, 0.2 * u))
     shadow(image, x, foot + 3, 1.6 * u, 0.4 * u)
-    draw_person(image, person, Pose(
-        neck, neck - (0, 0.85 * u), point(0, -1), shoulders, arms[:, 0], arms[:, 1], hips,
-        (hips + ankles) / 2, ankles, toes, face, flip))
+    draw_person(image, person, Pose(neck, neck - (0, 0.85 * u), point(0, -1), shoulders, elbows, hands, hips,
+                                    (hips + ankles) / 2, ankles, toes, face, flip))
 
 
 def paint_stage(rng, needs_bar: bool, bystanders: int) -> Stage:
@@ -498,8 +474,8 @@ def paint_stage(rng, needs_bar: bool, bystanders: int) -> Stage:
     return stage
 
 
-# The actions: each gives draw(image, t), t in seconds, and where the camera looks: x
-
+# ---------------------------------------------------------------- actions
+# Each gives draw(image, t), t in seconds, and where the camera looks: x.
 
 def repetitions(rng) -> Callable[[float], float]:
     """A movement between 0 and 1 and back, over and over, with a random phase, period and rest."""
@@ -509,6 +485,7 @@ def repetitions(rng) -> Callable[[float], float]:
 
 
 def pull_ups(group_rng, rng, stage: Stage):
+    """One person who hangs from the bar, seen from the front or from behind."""
     person, face = random_person(group_rng), int(group_rng.choice([0, -1]))
     u, grip, width = person.unit, group_rng.uniform(1.25, 1.75), group_rng.uniform(0.85, 1.0)
     tuck, spread = group_rng.uniform(0.45, 1.0), group_rng.uniform(0.1, 0.4)
@@ -519,26 +496,23 @@ def pull_ups(group_rng, rng, stage: Stage):
         up, swing = height(t), sway * np.sin(tempo * t)
         neck = point(stage.bar_x, stage.bar_y + (2.45 - 2.0 * up) * u)
         down = point(np.sin(swing), np.cos(swing))
-        shoulders = neck + (0, 0.3 * u) + pairs
+        shoulders = neck + point(0, 0.3 * u) + pairs
         hips = neck + 2.65 * u * down + 0.5 * pairs
         legs = point(np.sin(2 * swing), np.cos(2 * swing))
         knees = hips + 1.85 * u * legs + pairs * spread * 0.5
         ankles = knees + 1.8 * u * (tuck - 0.15 * up) * legs - pairs * spread * 0.6
         hands = point(stage.bar_x, stage.bar_y) + (grip * pairs / width)
-        elbows = np.array([reach(shoulders[i], hands[i], 1.42 * u, 1.4 * u, (-1, 1)[i])[0] for i in (0, 1)])
+        elbows, _ = reach(shoulders, hands, 1.42 * u, 1.4 * u, (-1, 1))
         pose = Pose(neck, neck - (0, 0.85 * u), point(0.1 * np.sin(t), -1), shoulders, elbows, hands, hips,
-                    knees, ankles, ankles + (0, 0.5 * u), face)
+                    knees, ankles, ankles + point(0, 0.5 * u), face)
         shadow(image, stage.bar_x, GROUND - 12, 60, 14, 0.4)
-        draw_body(image, person, pose)
-        if face == 0:
-            draw_rod(image, stage)
-        for i in (0, 1):
-            draw_arm(image, person, pose, i)
+        draw_person(image, person, pose, rod=stage if face == 0 else None)
 
     return draw, stage.bar_x
 
 
 def push_ups(group_rng, rng, stage: Stage):
+    """One person on hands and toes, seen from the side."""
     person = random_person(group_rng)
     u, squeeze, slope = person.unit, group_rng.uniform(0.82, 1.0), group_rng.uniform(-0.02, 0.14)
     depth = np.array([(0.35 * u, -group_rng.uniform(0.15, 0.5) * u), (0.0, 0.0)])
@@ -558,34 +532,33 @@ def push_ups(group_rng, rng, stage: Stage):
         shoulders = heel + 6.3 * u * along + depth
         hips = heel + 3.75 * u * along + sag * u * normal + depth
         hands = np.tile(point(x, ground - 0.15 * u), (2, 1)) + depth
-        elbows = np.array([reach(shoulders[i], hands[i], 1.4 * u, 1.35 * u, 1)[0] for i in (0, 1)])
+        elbows, _ = reach(shoulders, hands, 1.4 * u, 1.35 * u, (1, 1))
         neck = heel + 6.55 * u * along + 0.1 * u * normal
         head = neck + 0.85 * u * (along + 0.15 * normal)
         ankles = np.tile(heel, (2, 1)) + depth
         pose = Pose(*map(seen, (neck, head)), along + point(0, gaze), *map(seen, (
-            shoulders, elbows, hands, hips, (hips + ankles) / 2, ankles, ankles + (0.15 * u, 0.6 * u))))
+            shoulders, elbows, hands, hips, (hips + ankles) / 2, ankles, ankles + point(0.15 * u, 0.6 * u))))
         shadow(image, *seen(point(x - 2.7 * u, ground + 6)), 4.2 * u * squeeze, 22)
         draw_person(image, person, pose)
 
     return draw, x - 3 * u
 
 
-def random_punches(rng) -> list[tuple[float, float, int, str]]:
-    """(start, duration, hand, kind) of every punch of one boxer, in seconds; hand 1 is the leading one."""
-    punches, t = [], rng.uniform(-0.2, 0.4)
-    while t < MAX_FRAMES / FPS:
+def random_punches(rng) -> Callable[[float], tuple[float, int, str]]:
+    """One boxer's punches: how far the current one is out, 0 to 1, its hand (1 is the leading one) and kind."""
+    punches, begin = [], rng.uniform(-0.2, 0.4)
+    while begin < MAX_FRAMES / FPS:
         duration, kind = rng.uniform(0.36, 0.55), str(rng.choice(["straight", "straight", "hook"]))
-        punches.append((t, duration, int(rng.integers(0, 2)), kind))
-        t += duration + rng.choice([rng.uniform(0.0, 0.15), rng.uniform(0.3, 0.7)])
-    return punches
+        punches.append((begin, duration, int(rng.integers(0, 2)), kind))
+        begin += duration + rng.choice([rng.uniform(0.0, 0.15), rng.uniform(0.3, 0.7)])
 
+    def extension(t):
+        for start, duration, hand, kind in punches:
+            if start <= t < start + duration:
+                return float(np.sin(np.pi * ((t - start) / duration) ** 0.7)), hand, kind
+        return 0.0, 0, "straight"
 
-def extension(punches, t: float) -> tuple[float, int, str]:
-    """How far a boxer's current punch is out, 0 to 1, with its hand and kind."""
-    for start, duration, hand, kind in punches:
-        if start <= t < start + duration:
-            return float(np.sin(np.pi * ((t - start) / duration) ** 0.7)), hand, kind
-    return 0.0, 0, "straight"
+    return extension
 
 
 def boxer_pose(person: Person, x, flip, bob, attack, target, recoil) -> Pose:
@@ -596,32 +569,32 @@ def boxer_pose(person: Person, x, flip, bob, attack, target, recoil) -> Pose:
     neck = pelvis + (0, -2.45 * u) + (0.35 + 0.55 * out - 0.5 * recoil) * u * forward
     turn = 0.5 + (0.35 * out if hand == 0 else -0.1 * out)
     shoulders = np.array([neck + (turn - 0.75) * u * 1.6 * forward, neck + (0.9 - turn) * u * 1.2 * forward])
-    shoulders = shoulders + (0, 0.3 * u)
+    shoulders = shoulders + point(0, 0.3 * u)
     guard = np.array([neck + 0.85 * u * forward + (0, -0.05 * u), neck + 1.45 * u * forward + (0, -0.15 * u)])
-    guard = guard + (0, 0.12 * bob * u)
-    hands, elbows = guard.copy(), guard.copy()
+    guard = guard + point(0, 0.12 * bob * u)
+    hands = guard.copy()
     hands[hand] = (1 - out) * guard[hand] + out * target
     if kind == "hook":
         hands[hand] = hands[hand] + (0, -1.1 * u * out * (1 - out)) - 0.2 * u * out * forward
-    for i in (0, 1):
-        elbows[i], hands[i] = reach(shoulders[i], hands[i], 1.42 * u, 1.4 * u, flip)
+    elbows, hands = reach(shoulders, hands, 1.42 * u, 1.4 * u, (flip, flip))
     hips = pelvis + np.array([(-0.2 * u, 0.0), (0.2 * u, 0.0)]) * flip
     ankles = np.array([(x - 1.15 * flip * u, GROUND - 10), (x + 1.05 * flip * u, GROUND)])
-    knees = np.array([reach(hips[i], ankles[i], 1.85 * u, 1.8 * u, -flip)[0] for i in (0, 1)])
+    knees, _ = reach(hips, ankles, 1.85 * u, 1.8 * u, (-flip, -flip))
     head = neck - (0, 0.8 * u) + (0.15 - 0.35 * recoil) * u * forward
     up = point((0.25 - 0.5 * recoil) * flip, -1)
-    toes = ankles + (0.6 * flip * u, 3)
+    toes = ankles + point(0.6 * flip * u, 3)
     return Pose(neck, head, up, shoulders, elbows, hands, hips, knees, ankles, toes, 1, flip)
 
 
 def punch(group_rng, rng, stage: Stage):
+    """Two boxers who face each other, seen from the side."""
     people = [random_person(group_rng), random_person(group_rng)]
     middle, gap = stage.bar_x + group_rng.uniform(-25, 25), group_rng.uniform(2.25, 2.5) * people[0].unit
-    plans = [random_punches(rng), random_punches(rng)]
+    punches = [random_punches(rng), random_punches(rng)]
     tempo, phase, drift = rng.uniform(7, 11), rng.uniform(0, 6, 4), rng.uniform(6, 16)
 
     def draw(image, t):
-        attacks = [extension(plan, t) for plan in plans]
+        attacks = [extension(t) for extension in punches]
         circle = drift * np.sin(1.5 * t + phase[2])
         for k in np.argsort([attack[0] for attack in attacks]):
             flip, other = (1, -1)[k], 1 - k
@@ -640,15 +613,10 @@ def punch(group_rng, rng, stage: Stage):
 ACTIONS = {"PullUps": pull_ups, "Punch": punch, "PushUps": push_ups}
 
 
-# The camera
-
+# ---------------------------------------------------------------- camera
 
 def random_camera(rng, look: float) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A hand-held camera: framing, mirroring, shake, light and sensor noise of one clip.
-
-    Returns:
-        shoot(stage image, frame index) -> (HEIGHT, WIDTH, 3) RGB uint8.
-    """
+    """A hand-held camera's framing, mirroring, shake, light and noise: (stage image, frame index) -> RGB frame."""
     scale, angle = rng.uniform(0.44, 0.53), rng.uniform(-3, 3)
     centre = (look, 292) + rng.uniform(-1, 1, 2) * (38, 12)
     mirrored, shake = rng.random() < 0.5, rng.uniform(0, 1.6)
@@ -672,28 +640,22 @@ def random_camera(rng, look: float) -> Callable[[np.ndarray, int], np.ndarray]:
     return shoot
 
 
-# Clips and files
-
+# ---------------------------------------------------------------- clips and files
 
 def check_request(classes, group: int, clip: int, seed: int) -> None:
-    unknown = [label for label in classes if label not in ACTIONS]
-    if unknown:
+    if unknown := [label for label in classes if label not in ACTIONS]:
         raise ValueError(f"cannot render {', '.join(map(repr, unknown))}; classes are {', '.join(ACTIONS)}")
     if group < 1 or clip < 1 or seed < 0:
         raise ValueError(f"groups and clips count from 1 and seeds from 0, not {group}, {clip} and {seed}")
 
 
 def render_clip(label: str, group: int, clip: int, seed: int = 0) -> np.ndarray:
-    """One clip, a pure function of its arguments.
+    """One clip, a pure function of its arguments: (T, 240, 320, 3) RGB uint8, T from 50 to 100.
 
     Args:
         label: `PullUps`, `Punch` or `PushUps`.
-        group: number of the group, from 1: same people, scene and bar.
-        clip: number of the clip in its group, from 1.
+        group, clip: numbers from 1; people, scene and bar are the group's.
         seed: any integer from 0.
-
-    Returns:
-        (T, 240, 320, 3) RGB uint8, T from 50 to 100, at 25 frames a second.
 
     Raises:
         ValueError: unknown label, or a number below its range.
@@ -714,65 +676,31 @@ def render_clip(label: str, group: int, clip: int, seed: int = 0) -> np.ndarray:
     return frames
 
 
-def clip_path(root: Path, label: str, group: int, clip: int) -> Path:
-    return root / label / f"v_{label}_g{group:02d}_c{clip:02d}.avi"
-
-
-def write_clip(root: Path, seed: int, task: tuple[str, int, int]) -> None:
-    """Renders one (label, group, clip) into a temporary file beside its place, and moves it there."""
-    frames, path = render_clip(*task, seed=seed), clip_path(root, *task)
-    part = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*"XVID"), FPS, (WIDTH, HEIGHT))
-    try:
+def write_clip(path: Path, label: str, group: int, clip: int, seed: int) -> None:
+    with opencv_without_threads(), atomic_path(path) as temporary:
+        frames = render_clip(label, group, clip, seed)
+        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"XVID"), FPS, (WIDTH, HEIGHT))
         if not writer.isOpened():
-            raise RuntimeError(f"cannot write {part}: install opencv-python from PyPI, which encodes XviD, "
+            raise RuntimeError(f"cannot write {path}: install opencv-python from PyPI, which encodes XviD, "
                                "or choose a folder that you can write to")
         for frame in frames:
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         writer.release()
-        if int(cv2.VideoCapture(str(part)).get(cv2.CAP_PROP_FRAME_COUNT)) != len(frames):
-            raise RuntimeError(f"{part} came out incomplete: free some space on its disk and run again")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        if int(cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)) != len(frames):
+            raise RuntimeError(f"{path} came out incomplete: free some space on its disk and run again")
 
 
-def check_record(root: Path, record: str) -> None:
-    """Raises ValueError where `root` was rendered with another seed or renderer, or with none on record."""
-    path, found = root / "demo.json", record
-    if path.exists():
-        found = path.read_text().strip()
-    elif any(root.glob("*/*.avi")):
-        found = "an unknown seed"
-    if found != record:
-        raise ValueError(f"{root} was rendered with {found}, not with {record}: delete it or choose another")
-
-
-def prepare_folder(root: Path, classes, record: str) -> None:
-    """Makes the folders, writes the record, and removes what killed runs left behind."""
-    part = root / f".tmp-{os.getpid()}-demo.json"
+def claim_folder(root: Path, seed: int) -> None:
+    """Records seed and renderer in `root`, which must not have been rendered with others."""
+    path, record = root / "demo.json", {"seed": int(seed), "renderer": VERSION}
     try:
-        for label in classes:
-            (root / label).mkdir(parents=True, exist_ok=True)
-        part.write_text(record + "\n")
-        os.replace(part, root / "demo.json")
-        for part in root.glob("*/.tmp-*.avi"):
-            if time.time() - part.stat().st_mtime > STALE_SECONDS:
-                part.unlink(missing_ok=True)
+        found = read_json(path) or ("an unknown seed" if any(root.glob("*/*.avi")) else None)
+        if found is None:
+            write_json(path, record)
+        elif found != record:
+            raise ValueError(f"{root} was rendered with {found}, not with {record}: delete it or choose another")
     except OSError as error:
-        cure = "make it writable or choose another folder"
-        raise RuntimeError(f"cannot write to {root} ({error.strerror}): {cure}") from error
-
-
-@contextmanager
-def opencv_without_threads():
-    """Stops OpenCV's threads for a while: a forked process that inherits them may wait for one for ever."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
+        raise RuntimeError(f"cannot write to {root} ({error.strerror}): make it writable or choose another") from error
 
 
 def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int = 3, seed: int = 0,
@@ -781,15 +709,10 @@ def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int
 
     Args:
         root: folder of the data set; a `demo.json` in it remembers the seed and the renderer's version.
-        classes: some of `PullUps`, `Punch`, `PushUps`.
-        groups: groups a class.
-        clips: clips a group.
+        groups: per class; `clips` are per group.
         seed: any integer from 0; the same seed gives the same frames, whatever the number of workers.
-        workers: processes; by default one for each CPU that this process may use.
+        workers: processes; by default one per CPU that this process may use.
         progress: show a progress bar.
-
-    Returns:
-        `root` as a Path.
 
     Raises:
         ValueError: unknown class, a number below its range, or a folder rendered with another seed.
@@ -797,42 +720,14 @@ def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int
     """
     root, classes = Path(root), list(classes)
     check_request(classes, groups, clips, seed)
-    record = json.dumps({"seed": int(seed), "renderer": VERSION})
-    check_record(root, record)
-    tasks = [(label, group, clip) for label in classes for group in range(1, groups + 1)
-             for clip in range(1, clips + 1)]
-    tasks = [task for task in tasks if not clip_path(root, *task).exists()]
-    if not tasks:
-        return root
-    prepare_folder(root, classes, record)
-    write = partial(write_clip, root, seed)
-    bar = dict(total=len(tasks), desc="rendering", disable=not progress)
-    workers = min(workers or available_cpus(), len(tasks))
-    if workers == 1:
-        list(tqdm(map(write, tasks), **bar))
-        return root
-    pool = ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,))
-    with opencv_without_threads(), pool:
-        list(tqdm(pool.map(write, tasks), **bar))
+    claim_folder(root, seed)
+    wanted = product(classes, range(1, groups + 1), range(1, clips + 1))
+    tasks = {root / label / f"v_{label}_g{group:02d}_c{clip:02d}.avi": (label, group, clip, seed)
+             for label, group, clip in wanted}
+    tasks = {path: clip for path, clip in tasks.items() if not path.exists()}
+    if tasks:
+        remove_abandoned(root)
+        pool = Parallel(min(workers or cores(), len(tasks)), return_as="generator", idle_worker_timeout=IDLE_SECONDS)
+        done = pool(delayed(write_clip)(path, *clip) for path, clip in tasks.items())
+        list(tqdm(done, total=len(tasks), desc="rendering", disable=not progress))
     return root
-
-
-def available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Render the embedded data set of three actions.")
-    parser.add_argument("--root", type=Path, default=DEMO_ROOT, help="folder of the data set (%(default)s)")
-    parser.add_argument("--groups", type=int, default=16, help="groups a class (%(default)s)")
-    parser.add_argument("--clips", type=int, default=3, help="clips a group (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
-    arguments = parser.parse_args()
-    try:
-        print(render_dataset(**vars(arguments)))
-    except (ValueError, RuntimeError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,9 +21,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-import demo_dataset
-from config import CLASSES
-from demo_dataset import render_clip, render_dataset
+import data
+import files
+from config import CLASSES, ROOT
+from videos import demo
+from videos.demo import render_clip, render_dataset
 
 NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)\.avi")
 COLOUR_SPACES = {
@@ -80,17 +81,16 @@ def held_out_accuracy(model, features, labels, groups) -> float:
     return cross_val_score(model, features, labels, groups=groups, cv=GroupKFold(5)).mean()
 
 
-# Form
+# ---------------------------------------------------------------- form
 
-
-def test_full_set_has_48_clips_a_class(full):
+def test_full_set_has_48_clips_per_class(full):
     names = sorted(path.name for path in full.glob("*/*"))
     assert names == sorted(f"v_{label}_g{group:02d}_c{clip:02d}.avi" for label in CLASSES
                            for group in range(1, 17) for clip in (1, 2, 3))
     assert sorted(path.name for path in full.iterdir()) == sorted([*CLASSES, "demo.json"])
 
 
-def test_clips_are_xvid_320x240_at_25_frames_a_second(full):
+def test_clips_are_xvid_320x240_at_25_frames_per_second(full):
     for path in full.glob("*/*_c01.avi"):
         capture = cv2.VideoCapture(str(path))
         size = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -122,8 +122,7 @@ def test_groups_share_a_look(table):
     assert ((labels[nearest] == labels) & (groups[nearest] == groups)).mean() > 0.4
 
 
-# No shortcut
-
+# ---------------------------------------------------------------- no shortcut
 
 @pytest.mark.parametrize("space", COLOUR_SPACES)
 @pytest.mark.parametrize("model", COLOUR_MODELS)
@@ -138,8 +137,7 @@ def test_length_does_not_give_the_class_away(table):
     assert held_out_accuracy(DecisionTreeClassifier(max_depth=2), lengths[:, None], labels, groups) < 0.6
 
 
-# Determinism
-
+# ---------------------------------------------------------------- determinism
 
 def test_rendering_is_pure():
     np.random.seed(1)
@@ -162,20 +160,19 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
         assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
 
 
-def test_workers_start_while_opencv_has_no_threads(tmp_path, monkeypatch):
-    """A worker forked beside OpenCV's thread pool hangs, not always but often."""
-    threads_at_fork = []
-
-    class Recorder(ProcessPoolExecutor):
-        def map(self, *arguments):
-            threads_at_fork.append(cv2.getNumThreads())
-            return super().map(*arguments)
-
-    monkeypatch.setattr(demo_dataset, "ProcessPoolExecutor", Recorder)
-    before = cv2.getNumThreads()
-    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (5, 5), 0)
-    small(tmp_path, workers=2)
-    assert threads_at_fork == [1] and cv2.getNumThreads() == before
+def test_workers_start_afresh_beside_opencvs_threads_and_in_an_unguarded_script(tmp_path):
+    """A worker forked beside OpenCV's thread pool hangs, not always but often; a spawned one runs the script again."""
+    script = tmp_path / "script.py"
+    script.write_text("import cv2, numpy, sys\n"
+                      f"sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+                      "cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (5, 5), 0)\n"
+                      "threads = cv2.getNumThreads()\n"
+                      "from videos.demo import render_dataset\n"
+                      f"render_dataset({str(tmp_path / 'demo')!r}, groups=2, clips=1, workers=2, progress=False)\n"
+                      "assert cv2.getNumThreads() == threads\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(list(tmp_path.glob("demo/*/*.avi"))) == 6
 
 
 @pytest.mark.parametrize("other", [("PushUps", 2, 1, 0), ("PushUps", 1, 2, 0), ("PushUps", 1, 1, 1)])
@@ -183,12 +180,11 @@ def test_group_clip_and_seed_change_the_frames(other):
     assert not np.array_equal(render_clip("PushUps", 1, 1, 0)[:50], render_clip(*other)[:50])
 
 
-# Files
-
+# ---------------------------------------------------------------- files
 
 def test_a_complete_set_is_left_untouched(tmp_path, monkeypatch):
     before = snapshot(small(tmp_path))
-    monkeypatch.setattr(demo_dataset, "render_clip", lambda *_, **__: pytest.fail("rendered again"))
+    monkeypatch.setattr(demo, "render_clip", lambda *_, **__: pytest.fail("rendered again"))
     assert small(str(tmp_path)) == tmp_path
     assert snapshot(tmp_path) == before
 
@@ -198,10 +194,11 @@ def test_only_what_is_missing_is_rendered(tmp_path):
     missing = tmp_path / "Punch" / "v_Punch_g01_c02.avi"
     content = missing.read_bytes()
     missing.unlink()
-    old, fresh = (missing.with_name(f".tmp-{pid}-{missing.name}") for pid in (1, 2))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    old, fresh = (missing.with_name(f".{missing.stem}-{pid}-1.avi") for pid in (ended.pid, os.getpid()))
     for part in (old, fresh):
         part.write_bytes(b"half a clip")
-    os.utime(old, (time.time() - 3600,) * 2)
     after = snapshot(small(tmp_path, classes=["Punch"], clips=2))
     assert missing.read_bytes() == content
     assert not old.exists() and fresh.exists()
@@ -215,7 +212,7 @@ def test_an_interrupted_clip_leaves_no_file(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         source.rename(target)
 
-    monkeypatch.setattr(demo_dataset.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         small(tmp_path)
     assert not list(tmp_path.glob("*/*.avi"))
@@ -229,7 +226,7 @@ def test_another_seed_in_the_same_folder_is_an_error(tmp_path):
 
 def test_another_renderer_in_the_same_folder_is_an_error(tmp_path, monkeypatch):
     small(tmp_path, classes=["Punch"])
-    monkeypatch.setattr(demo_dataset, "VERSION", demo_dataset.VERSION + 1)
+    monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
     with pytest.raises(ValueError, match="renderer"):
         small(tmp_path)
 
@@ -240,12 +237,11 @@ def test_clips_of_unknown_origin_are_an_error(tmp_path):
         small(tmp_path)
 
 
-# Errors
-
+# ---------------------------------------------------------------- errors
 
 def test_an_unknown_class_is_an_error_that_lists_the_classes(tmp_path):
     for render in (lambda: render_clip("Juggling", 1, 1), lambda: small(tmp_path, classes=["Juggling"])):
-        with pytest.raises(ValueError, match="Juggling.*PullUps, Punch, PushUps"):
+        with pytest.raises(ValueError, match=r"Juggling.*PullUps, Punch, PushUps"):
             render()
 
 
@@ -266,20 +262,44 @@ def test_a_missing_codec_is_one_clear_error(tmp_path, monkeypatch):
         def isOpened(self):
             return False
 
-    monkeypatch.setattr(demo_dataset.cv2, "VideoWriter", Closed)
+    monkeypatch.setattr(demo.cv2, "VideoWriter", Closed)
     with pytest.raises(RuntimeError, match=r"v_PullUps_g01_c01\.avi.*install opencv-python"):
         small(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RuntimeError, match="cannot write to .*file.*writable"):
+    with pytest.raises(RuntimeError, match=r"cannot write to .*file.*writable"):
         small(tmp_path / "file" / "demo")
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, demo_dataset.__file__, "--root", tmp_path, "--groups", "1", "--clips", "1"]
+    command = [sys.executable, data.__file__, "demo", "--root", tmp_path, "--groups", "1", "--clips", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path) and len(list(tmp_path.glob("*/*.avi"))) == 3
     failed = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True)
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "delete" in failed.stderr
+
+
+def test_stopped_at_the_command_line(monkeypatch, tmp_path):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "render_dataset", stop)
+    with pytest.raises(SystemExit, match=r"^stopped: run again to go on") as stopped:
+        data.main(["demo", "--root", str(tmp_path)])
+    assert "\n" not in str(stopped.value)
+
+
+def test_clean_removes_only_what_can_be_computed_again(monkeypatch, tmp_path):
+    gone = ["cache/2d/a.npy", "results/demo/failed/01.ipynb", "results/demo/saved_models/last_2d-cnn.pth"]
+    stays = ["results/demo/saved_models/best_2d-cnn.pth", "results/last_words.txt", "results/previous/best.pth"]
+    for name in gone + stays:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(data, "RESULTS", tmp_path / "results")
+    for _ in range(2):
+        data.main(["clean"])
+        left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+        assert left == sorted(stays)

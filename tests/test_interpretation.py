@@ -11,24 +11,36 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REAL_CLIPS, moving_square, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-import behaviour
+import comparison
 import plots
-from behaviour import (
-    VARIANTS, gallery, grad_cam, motion_probe, motion_reading, nearest_training_clips, pooled_features,
-    probabilities_over_time, still_background, trunk_embedding, variant_orders,
-)
-from config import Preprocessing, ResultFiles, get_recipe
+from config import Preprocessing, get_recipe
+from conftest import REAL_CLIPS, moving_square, write_video
 from data_loader import read_frames, segment_indices
-from demo_dataset import render_clip
-from experiment import Experiment, open_data
+from experiment import Experiment
+from files import ResultFiles, read_json, write_json
 from models import Frames, PerFrame, VideoModel, build_model
-from utils import read_json, write_json
+from studies import filmstrips, interpretation
+from studies.interpretation import (
+    VARIANTS,
+    gallery,
+    grad_cam,
+    hardest_clips,
+    motion_probe,
+    motion_reading,
+    nearest_training_clips,
+    pooled_features,
+    probabilities_over_time,
+    still_background,
+    trunk_embedding,
+    variant_orders,
+)
+from videos.demo import render_clip
+from videos.library import open_data
 
 CLASSES = ["PullUps", "Punch", "PushUps"]  # of conftest's squares: they go right, down, nowhere
 WHOLE = Preprocessing(resize=(96, 128), crop=96, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -124,7 +136,7 @@ def test_order_is_lost_on_poolings_without_one(experiment, pooling, exact):
         nn.init.normal_(model.pool.up.weight)
     table = motion_probe(experiment(model)).set_index("variant")
     shift = table.loc[["frames shuffled", "frames reversed"], "shift"].max()
-    assert (shift < behaviour.ROUNDING) == exact
+    assert (shift < interpretation.ROUNDING) == exact
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])
@@ -148,12 +160,12 @@ def test_results_are_kept_for_this_checkpoint_only(experiment, monkeypatch):
     first = motion_probe(run)
     kept = read_json(run.data.results / "behaviour" / "3d-cnn.json")
     assert kept["of"] == "one" and len(kept["motion"]) == len(VARIANTS)
-    probes = []
-    monkeypatch.setattr(behaviour, "_probe", lambda _: probes.append(1) or first.head(1))
+    seen = []
+    monkeypatch.setattr(interpretation, "variant_orders", lambda *asked: seen.append(asked) or variant_orders(*asked))
     pd.testing.assert_frame_equal(motion_probe(run), first, check_exact=True)
-    assert not probes
+    assert not seen
     write_json(run.files.sidecar, {"sha256": "two"})
-    assert len(motion_probe(run)) == 1 and probes
+    assert len(motion_probe(run)) == len(VARIANTS) and len(seen) == len(run.data.table("test"))
     assert read_json(run.data.results / "behaviour" / "3d-cnn.json")["of"] == "two"
 
 
@@ -185,9 +197,9 @@ def test_what_moves_is_painted_over_and_a_shaking_camera_is_not(monkeypatch):
     scene = cv2.GaussianBlur(rng.integers(0, 256, (246, 326, 3), dtype=np.uint8), (0, 0), 6)
     scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX)
     shaken = np.stack([scene[y:y + 240, x:x + 320] for y, x in rng.integers(0, 7, (25, 2))])
-    assert (np.ptp(shaken, axis=0).max(axis=2) > 2 * behaviour.MOVED).mean() > 0.3  # a third changes
+    assert (np.ptp(shaken, axis=0).max(axis=2) > 2 * interpretation.MOVED).mean() > 0.3  # a third changes
     assert still_background(shaken)[1].mean() < 0.05
-    monkeypatch.setattr(behaviour, "SHAKE", 0)
+    monkeypatch.setattr(interpretation, "SHAKE", 0)
     assert still_background(shaken)[1].mean() > 0.5
 
 
@@ -201,7 +213,7 @@ def test_little_of_a_rendered_clip_is_painted_over():
 def test_a_travelling_camera_is_told():
     path = REAL_CLIPS / "Punch" / "v_Punch_g01_c01.avi"
     frames, _ = read_frames(path, lambda info: segment_indices(info.frames, 25))
-    assert still_background(frames)[1].mean() > behaviour.UNTELLING
+    assert still_background(frames)[1].mean() > interpretation.UNTELLING
 
 
 def reading(changed=(0,) * 4, shift=(0.0,) * 4, accuracy=(1.0, 1.0, 1.0, 1.0, 0.5), painted=0.2):
@@ -310,7 +322,7 @@ def test_embedding_has_every_clip_once_and_is_kept(experiment, monkeypatch, kept
         direct = run.model.pool(run.model.stages(run.dataset("val")[0][0][None]))[0]
     features = pooled_features(run, "val")
     assert np.linalg.norm(features[0] - direct.numpy()) < 1e-3 * direct.norm()
-    monkeypatch.setattr(behaviour, "_pooled", None)  # nothing is computed again
+    monkeypatch.setattr(Experiment, "loader", None)  # nothing is computed again
     pd.testing.assert_frame_equal(trunk_embedding(run), table)
     ax = plots.embedding(table, "features", plt.figure().gca())
     assert {*CLASSES, "train", "val", "test"} <= {text.get_text() for text in ax.get_legend().get_texts()}
@@ -326,13 +338,13 @@ def test_nearest_training_clips_equal_sorting_all_cosines(experiment):
     asked = np.stack([*pooled_features(run, "test")[:2], known[3]])
     cosines = asked @ known.T / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(known, axis=1)
     cosines[2, 3] = -1  # not its own neighbour
-    for path, row in zip(paths, cosines):
+    for path, row in zip(paths, cosines, strict=True):
         own, best = table[table["clip_path"] == path], np.argsort(-row)[:3]
         assert own["neighbour"].tolist() == train["clip_path"].iloc[best].tolist()
         assert own["rank"].tolist() == [1, 2, 3]
         assert own["label"].tolist() == train["label"].iloc[best].tolist()
         np.testing.assert_allclose(own["similarity"], row[best], atol=1e-5)
-    with pytest.raises(ValueError, match="/nowhere.avi"):
+    with pytest.raises(ValueError, match=r"/nowhere\.avi"):
         nearest_training_clips(run, ["/nowhere.avi"])
 
 
@@ -368,14 +380,23 @@ def test_gallery_shows_what_is_wrong_then_what_is_uncertain(experiment):
     shown = re.findall(r"<figcaption>(\S+): true", page)
     assert shown == [*table["clip_path"][:2], table["clip_path"].iloc[-1]]  # the most certain mistake first
     assert page.count("WRONG</figcaption>") == 2 and page.count("correct</figcaption>") == 1
-    pictures = re.findall(r'<img alt="([^"]+)"[^>]* src="data:image/(gif|png);base64,([^"]+)">', page)
+    pictures = re.findall(r'<img alt="([^"]+)"[^>]* src="data:image/(webp|png);base64,([^"]+)">', page)
     assert len(pictures) == page.count("<img") == 6
     drawn = [words for words, kind, _ in pictures if kind == "png"]
     assert all(words.startswith("class probabilities over time: PullUps 0.") for words in drawn)
     moving = Image.open(io.BytesIO(base64.b64decode(pictures[0][2])))
-    assert moving.n_frames == behaviour.GALLERY_FRAMES
-    assert moving.info["duration"] == pytest.approx(1000 * 20 / 25 / behaviour.GALLERY_FRAMES, abs=6)
+    assert moving.n_frames == interpretation.GALLERY_FRAMES
+    moving.load()  # a WebP tells how long a frame lasts once it is decoded
+    assert moving.info["duration"] == pytest.approx(1000 * 20 / 25 / interpretation.GALLERY_FRAMES, abs=6)
     assert plt.get_fignums() == figures  # its own are closed
+
+
+def test_hardest_clips_come_from_both_models_in_turn(experiment):
+    run = experiment(by_place(lambda x: x[:, 0]))
+    wrong, right = predictions(run, wrong=2), predictions(run, wrong=0)
+    mistakes, unsure = wrong["clip_path"], right["clip_path"].iloc[::-1].tolist()
+    assert hardest_clips([wrong, right]) == [mistakes[0], unsure[0], mistakes[1]]
+    assert hardest_clips([wrong, wrong], count=2) == mistakes[:2].tolist()  # each once
 
 
 def test_gallery_shows_all_mistakes_or_the_least_certain(experiment):
@@ -390,11 +411,57 @@ def test_gallery_shows_all_mistakes_or_the_least_certain(experiment):
 
 def test_comparison_of_kept_probes_with_rules(tmp_path):
     for name, accuracy in (("2d-cnn", 0.9), ("3d-cnn", 0.8)):
-        rows = [{"variant": variant, "accuracy": accuracy - 0.1 * i} for i, variant in enumerate(behaviour.VARIANTS)]
+        rows = [{"variant": variant, "accuracy": accuracy - 0.1 * i} for i, variant in enumerate(VARIANTS)]
         write_json(tmp_path / "behaviour" / f"{name}.json", {"of": "x", "motion": rows})
-    table = behaviour.motion_comparison(tmp_path)
+    table = comparison.motion_comparison(tmp_path)
     assert list(table) == ["2D-CNN", "3D-CNN"] and table.loc["one frozen frame", "3D-CNN"] == "0.700"
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "shortcuts.csv").write_text("rule,accuracy\nduration,0.5\nmost frequent class,0.4\n")
-    table = behaviour.motion_comparison(tmp_path)
+    table = comparison.motion_comparison(tmp_path)
     assert table.loc["duration", "rule without a model"] == "0.500" and table.loc["duration", "2D-CNN"] == "–"
+
+
+# ---------------------------------------------------------------- filmstrips and how they are shown
+
+def test_animation_plays_every_frame_at_its_speed_and_is_small():
+    frames = moving_square(0, 0, 12)
+    page = filmstrips.animation(frames, 'a <clip> & "more"', fps=5, height=60)
+    assert 'alt="animation: a &lt;clip&gt; &amp; &quot;more&quot;"' in page and 'width="80" height="60"' in page
+    data = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]+)", page).group(1))
+    moving = Image.open(io.BytesIO(data))
+    assert moving.n_frames == 12 and moving.size == (80, 60)
+    for i in range(12):
+        moving.seek(i)
+        moving.load()
+        small = np.asarray(Image.fromarray(frames[i]).resize((80, 60)), dtype=int)
+        assert moving.info["duration"] == 200 and np.abs(np.asarray(moving.convert("RGB")) - small).mean() < 25
+    gif = io.BytesIO()
+    first, *others = (Image.fromarray(frame).resize((80, 60)) for frame in frames)
+    first.save(gif, "GIF", save_all=True, append_images=others)
+    assert len(data) < len(gif.getvalue()) / 2
+
+
+def test_strips_name_each_clip_and_show_it(tiny_dataset):
+    table = pd.read_csv(tiny_dataset / "splits" / "test.csv", dtype=str)
+    samples = filmstrips.sample_strips(table, tiny_dataset, count=3)
+    assert [len(ax.images) for ax in samples.axes] == [1] * 9
+    told = table.head(2).assign(predicted=["Punch", table["label"].iloc[1]], probability=[0.9, 0.4])
+    figure = filmstrips.prediction_strips(told, tiny_dataset, count=4)
+    titles = [text.get_text() for ax in figure.axes for text in ax.texts]
+    first = told["clip_path"].iloc[0]
+    assert titles[0] == f"{first}: true PullUps, predicted Punch with probability 0.90: WRONG"
+    assert titles[1].endswith("0.40: correct")
+    plt.close("all")
+
+
+def test_figures_with_photographs_are_shown_as_jpeg_and_saved_as_png(tmp_path, monkeypatch):
+    displayed, drawn = [], []
+    monkeypatch.setattr(plots, "display", displayed.append)
+    monkeypatch.setattr(plt, "show", lambda: drawn.append(1))
+    figure, axes = plt.subplots(1, 3)
+    plots.clip_strip(moving_square(0, 0, 3), "Punch", axes)
+    plots.show(figure, tmp_path / "strip.png")
+    assert [Image.open(io.BytesIO(picture.data)).format for picture in displayed] == ["JPEG"] and not drawn
+    assert Image.open(tmp_path / "strip.png").format == "PNG"
+    plots.show(plots.confusion_heatmap(np.eye(2, dtype=int), ["a", "b"], "", plt.figure().gca()).figure)
+    assert len(displayed) == len(drawn) == 1 and not plt.get_fignums()

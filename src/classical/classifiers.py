@@ -1,7 +1,7 @@
 """Classical machine learning on a clip's descriptors: tuned by whole groups, fitted once, later reloaded.
 
-Tuning and fitting see the training and validation parts; the test part is opened by `evaluate`,
-`measure_latency`, `ablation` (after its tuning) and `importance` alone.
+Tuning and fitting see the training and validation clips; the test set is opened by `evaluate`, `measure_latency`,
+`ablation` (after its tuning) and `importance` alone.
 """
 
 from __future__ import annotations
@@ -30,24 +30,22 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from config import CACHE, ClassicalFiles
+from classical import descriptors
+from classical.descriptors import FAMILIES, FisherVectors, clip_descriptors
+from config import CACHE
 from data_loader import clip_file, read_clip_table
-from descriptors import (
-    FAMILIES, FisherVectors, clip_cells, clip_descriptors, describe_pairs, descriptor_table, read_pairs,
-    settings,
-)
-from evaluation import read_predictions
-from experiment import VideoData, differences, keep_previous
+from files import ClassicalFiles, atomic_path, differences, keep_previous, read_json, update_json, write_json
+from machine import environment, memory_mb
 from metrics import classification_metrics
-from splits import group_pairs, stratified_folds
-from store import atomic_path
-from utils import environment, memory_mb, read_json, update_json, write_csv, write_json
+from videos.library import VideoData
+from videos.splits import group_folds
 
 FOLDS = 5
 LATENCY_CLIPS = 10
+ENCODER = "classical.descriptors.FisherVectors"  # as saved models name it
 TRUSTED = [  # what a saved model may hold besides the types that skops trusts
-    "descriptors.FisherVectors", "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration", "sklearn.tree._tree.Tree",
+    ENCODER, "sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration",
+    "sklearn.tree._tree.Tree",
 ]
 
 
@@ -65,14 +63,14 @@ class ModelSpec:
         title: its name as it is written.
         build: seed to an unfitted pipeline.
         grid: what is tuned, as for GridSearchCV; the first of equals is taken: the simplest stands first.
-        cells: whether it sees the local motion (`clip_cells`) rather than the families (`clip_descriptors`).
+        inputs: names of the descriptors that it sees: the families, or `cells`, the local motion.
         calibrated: whether its scores must be made probabilities.
     """
 
     title: str
     build: Callable[[int], Pipeline]
     grid: list[dict]
-    cells: bool = False
+    inputs: tuple[str, ...] = tuple(FAMILIES)
     calibrated: bool = False
 
 
@@ -83,8 +81,7 @@ def _scaled(classifier: BaseEstimator) -> Pipeline:
 def _scalings(name: str, plain: list, standard: list) -> list[dict]:
     """Families as they are (each counts alike), or columns standardised, with PCA and without."""
     return [{"scale": ["passthrough"], f"classify__{name}": plain},
-            {"scale": [StandardScaler()], "reduce": ["passthrough", PCA(0.95)],
-             f"classify__{name}": standard}]
+            {"scale": [StandardScaler()], "reduce": ["passthrough", PCA(0.95)], f"classify__{name}": standard}]
 
 
 MODELS = {
@@ -104,8 +101,7 @@ MODELS = {
             n_estimators=60, subsample=0.8, max_features="sqrt", random_state=seed))]),
         [{"classify__max_depth": [1, 2, 3]}]),
     "logistic_regression": ModelSpec(
-        "logistic regression",
-        lambda seed: _scaled(LogisticRegression(max_iter=2000, class_weight="balanced")),
+        "logistic regression", lambda seed: _scaled(LogisticRegression(max_iter=2000, class_weight="balanced")),
         _scalings("C", [10.0, 100.0], [0.01])),
     "knn": ModelSpec(
         "k-nearest neighbours", lambda seed: _scaled(KNeighborsClassifier(weights="distance")),
@@ -114,37 +110,8 @@ MODELS = {
         "linear SVM on Fisher vectors", lambda seed: Pipeline([
             ("encode", FisherVectors(random_state=seed)),
             ("classify", SVC(kernel="linear", C=10.0, class_weight="balanced"))]),  # C hardly matters
-        [{"encode__components": [24, 48]}], cells=True, calibrated=True),
+        [{"encode__components": [24, 48]}], inputs=("cells",), calibrated=True),
 }
-
-
-def folds(table: pd.DataFrame, grouped: bool, seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
-    """Folds of cross-validation that keep the clips of one group together.
-
-    Args:
-        table: with `label` and `group`. Groups are numbered anew in each class: pairs stay together.
-        grouped: whether the clips name groups.
-        seed: of the shuffling.
-
-    Returns:
-        At most FOLDS pairs of row numbers (to fit on, to score on), as many as the class with the fewest
-        groups has; and how they were made, in words. Where there are no groups, or a class has only one,
-        single clips are dealt out, and the words say so.
-
-    Raises:
-        ValueError: a class has a single clip.
-    """
-    groups, clips = group_pairs(table).groupby(table["label"]).nunique().min(), table["label"].value_counts().min()
-    if clips < 2:
-        alone = table["label"].value_counts().idxmin()
-        raise ValueError(f"{alone} has one clip to tune on: cross-validation needs two")
-    grouped_folds = grouped and groups >= 2
-    if grouped_folds:
-        how = "whole groups"
-    else:
-        how = f"single clips, since {'a class has one group only' if grouped else 'the clips name no groups'}"
-    splits = stratified_folds(table, min(FOLDS, groups if grouped_folds else clips), grouped_folds, seed)
-    return splits, f"{len(splits)} folds of {how}"
 
 
 # ---------------------------------------------------------------- a fitted model
@@ -178,13 +145,13 @@ class ClassicalModel:
 
 
 def load_or_fit(name: str, data: VideoData, seed: int = 42, cache: Path = CACHE) -> ClassicalModel:
-    """Reloads the model when the saved one is what is asked for; otherwise says what differs, tunes and fits.
+    """Reloads the model when the saved one is what is asked for; otherwise says in one line what differs, and fits it.
 
     A reload opens no clip and changes no file. A saved model that differs is moved to the folder `previous`.
 
     Args:
         name: one of MODELS.
-        data: from `experiment.open_data`.
+        data: from `open_data`.
         seed: of folds, forests and mixtures.
         cache: where descriptors are kept.
 
@@ -211,10 +178,11 @@ def load_or_fit(name: str, data: VideoData, seed: int = 42, cache: Path = CACHE)
 
 def _asked(name: str, data: VideoData, seed: int) -> dict:
     spec = MODELS[name]
+    encoder = {"encoder": ENCODER} if "cells" in spec.inputs else {}
     search = hashlib.sha256(f"{spec.build(seed)!r} {spec.grid} {spec.calibrated}".encode()).hexdigest()[:12]
-    return {"model": name, "dataset": data.name, "classes": data.classes, "split": data.split["sha256"],
-            "seed": seed, "search": search, "scikit-learn": sklearn.__version__,
-            **{f"descriptors.{key}": value for key, value in settings().items()}}
+    return {"model": name, "dataset": data.name, "classes": data.classes, "split": data.split["sha256"], "seed": seed,
+            "search": search, "scikit-learn": sklearn.__version__, **encoder,
+            **{f"descriptors.{key}": value for key, value in descriptors.settings().items()}}
 
 
 def _fit(name, data, asked, files, seed, cache) -> ClassicalModel:
@@ -232,7 +200,7 @@ def _fit(name, data, asked, files, seed, cache) -> ClassicalModel:
 
 
 def fitting_table(data: VideoData) -> pd.DataFrame:
-    """The clips of the training and validation parts, all of them there, in one table.
+    """The training and validation clips, all of them there, in one table.
 
     Raises:
         FileNotFoundError, ValueError: as `read_clip_table`.
@@ -242,30 +210,29 @@ def fitting_table(data: VideoData) -> pd.DataFrame:
 
 
 def model_input(name: str, table: pd.DataFrame, root: Path, cache: Path) -> np.ndarray:
-    """(N, D) float32: what a model sees of a table's clips: families side by side, or the local motion."""
-    if MODELS[name].cells:
-        return clip_cells(table, root, cache)
-    return np.hstack(list(clip_descriptors(table, root, cache).values()))
+    """(N, D) float32: what a model sees of a table's clips, side by side."""
+    described = clip_descriptors(table, root, cache, names=MODELS[name].inputs)
+    return np.hstack([values.reshape(len(table), -1) for values in described.values()])
 
 
 def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
          seed: int) -> tuple[BaseEstimator, dict]:
     """Chooses a model's parameters by cross-validation and fits it to all rows.
 
-    Everything that learns from clips (scaling, components, mixtures) is inside the pipeline, so that it sees
-    a fold's fitting clips only. Scores of SVMs become probabilities by Platt's sigmoid, fitted to the scores
-    that the same folds' held-out clips get: scikit-learn's own replacement of SVC's deprecated `probability`,
-    but by groups. Temperature scaling keeps the SVM's answers exactly, but has no prior and becomes certain
-    where the scored clips are all right: in nested cross-validation on real clips (Punch and YoYo) the linear
-    SVM's log loss was 0.185 with it, 1.02 in the worst fold, and 0.135 and 0.50 with the sigmoid. (On the
-    rendered clips, where nearly every answer is right, certainty paid: 0.023 against 0.058.)
+    Everything that learns from clips (scaling, components, mixtures) is inside the pipeline, so that it sees a fold's
+    fitting clips only. Scores of SVMs become probabilities by Platt's sigmoid, fitted to the scores that the same
+    folds' held-out clips get: scikit-learn's own replacement of SVC's deprecated `probability`, but by groups.
+    Temperature scaling keeps the SVM's answers exactly, but has no prior and becomes certain where the scored clips are
+    all right: in nested cross-validation on real clips (Punch and YoYo) the linear SVM's log loss was 0.185 with it,
+    1.02 in the worst fold, and 0.135 and 0.50 with the sigmoid. (On the rendered clips, where nearly every answer is
+    right, certainty paid: 0.023 against 0.058.)
 
     Returns:
-        The fitted model, and cv_mean, cv_std, cv_scores, cv_how and parameters. The scores are those of the
-        chosen parameters in the folds that they were chosen by, hence slightly optimistic.
+        The fitted model, and cv_mean, cv_std, cv_scores, cv_how and parameters. The scores are those of the chosen
+        parameters in the folds that they were chosen by, hence slightly optimistic.
     """
     y = table["label"].map(data.class_map).to_numpy()
-    splits, how = folds(table, data.split["groups_named"], seed)
+    splits, how = group_folds(table, FOLDS, data.split["groups_named"], seed)
     if "single clips" in how:
         print(f"cross-validation in {how}")
     search = GridSearchCV(spec.build(seed), spec.grid, scoring="accuracy", cv=splits, refit=False,
@@ -293,7 +260,7 @@ def _save(model: ClassicalModel, asked: dict, found: dict) -> None:
     write_json(files.stats, {
         "model": model.name, "title": model.title, **found, "model_size_mb": len(saved) / 2**20,
         "train_memory_mb": memory_mb(), "dataset": data.name, "classes": data.classes, "split": data.split,
-        "seed": model.seed, "descriptors": settings(), "environment": versions})
+        "seed": model.seed, "descriptors": descriptors.settings(), "environment": versions})
     write_json(files.sidecar, {**asked, "environment": versions, "sha256": hashlib.sha256(saved).hexdigest()})
 
 
@@ -312,13 +279,13 @@ def load_pipeline(path: Path, sha256: str) -> BaseEstimator:
     return skops.io.loads(saved, trusted=TRUSTED)
 
 
-# ---------------------------------------------------------------- test part
+# ---------------------------------------------------------------- test set
 
 def predict(model: ClassicalModel, part: str = "test") -> pd.DataFrame:
     """Predicts a part's videos.
 
     Returns:
-        One row a clip, as `experiment.predict`: clip_path, group, label, predicted and `p_<class>`s.
+        One row per clip, as `experiment.predict`: clip_path, group, label, predicted and `p_<class>`s.
     """
     classes = model.data.classes
     table = model.data.table(part)[["clip_path", "group", "label"]]
@@ -329,20 +296,19 @@ def predict(model: ClassicalModel, part: str = "test") -> pd.DataFrame:
 
 
 def evaluate(model: ClassicalModel) -> pd.DataFrame:
-    """The test part's predictions, from disk where they are this very model's, else computed and written.
+    """Predictions of the test set, from disk where they are this very model's, else computed and written.
 
     Writes predictions/<model>.csv, and the metrics into the statistics.
 
     Returns:
-        One row a test clip, as `predict`.
+        One row per test clip, as `predict`.
     """
-    files, saved = model.files, read_json(model.files.sidecar)["sha256"]
-    if model.stats.get("predictions_of") == saved and files.predictions.is_file():
-        return read_predictions(files.predictions)
+    return model.files.kept_table(model.files.predictions, lambda: _evaluate(model))
+
+
+def _evaluate(model: ClassicalModel) -> pd.DataFrame:
     predictions = predict(model)
-    write_csv(files.predictions, predictions)
-    update_json(files.stats, **classification_metrics(predictions), test_clips=len(predictions),
-                predictions_of=saved)
+    update_json(model.files.stats, **classification_metrics(predictions), test_clips=len(predictions))
     return predictions
 
 
@@ -350,29 +316,31 @@ def measure_latency(model: ClassicalModel) -> dict[str, float]:
     """Seconds for one clip, by part of the work: warm, medians over test clips; measured once and kept.
 
     Returns:
-        `decode`, `descriptors` and `model` in seconds, `total`, and `clips`, how many were measured. As for
-        the CNNs, `inference_time` in the statistics is without decoding: descriptors and model.
+        `decode`, `descriptors` and `model` in seconds, `total`, and `clips`, how many were measured. As for the CNNs,
+        `inference_time` in the statistics is without decoding: descriptors and model.
     """
-    saved = read_json(model.files.sidecar)["sha256"]
-    if model.stats.get("latency", {}).get("of") == saved:
-        return model.stats["latency"]
+    latency = model.files.kept("latency", lambda: _measure_latency(model))
+    seconds = latency["descriptors"] + latency["model"]
+    if model.stats.get("inference_time") != seconds:
+        update_json(model.files.stats, inference_time=seconds)
+    return latency
+
+
+def _measure_latency(model: ClassicalModel) -> dict:
     clips = model.data.table("test")["clip_path"].head(LATENCY_CLIPS)
     _time_clip(model, clip_file(model.data.root, clips.iloc[0]))  # warms up
     times = [_time_clip(model, clip_file(model.data.root, clip)) for clip in clips]
-    parts = dict(zip(("decode", "descriptors", "model"), np.median(times, axis=0).tolist()))
-    latency = {**parts, "total": sum(parts.values()), "clips": len(clips), "of": saved}
-    update_json(model.files.stats, latency=latency, inference_time=latency["descriptors"] + latency["model"])
-    return latency
+    parts = dict(zip(("decode", "descriptors", "model"), np.median(times, axis=0).tolist(), strict=True))
+    return {**parts, "total": sum(parts.values()), "clips": len(clips)}
 
 
 def _time_clip(model: ClassicalModel, path: Path) -> np.ndarray:
     """(3,) seconds: decoding, descriptors, model."""
     times = [time.perf_counter()]
-    pairs = read_pairs(path)
+    pairs = descriptors.read_pairs(path)
     times.append(time.perf_counter())
-    described = describe_pairs(pairs)
-    names = ["cells"] if MODELS[model.name].cells else list(FAMILIES)
-    row = np.hstack([described[name].ravel() for name in names])[None]
+    described = descriptors.describe_pairs(pairs)
+    row = np.hstack([described[name].ravel() for name in MODELS[model.name].inputs])[None]
     times.append(time.perf_counter())
     model.pipeline.predict_proba(row)
     times.append(time.perf_counter())
@@ -382,7 +350,7 @@ def _time_clip(model: ClassicalModel, path: Path) -> np.ndarray:
 # ---------------------------------------------------------------- studies
 
 def summary(root: Path) -> pd.DataFrame:
-    """What the classical models of one data set left, one row a model, in MODELS' order.
+    """One row per classical model of a data set, in MODELS' order: its scores and costs, from the statistics.
 
     Args:
         root: the data set's results root.
@@ -393,8 +361,7 @@ def summary(root: Path) -> pd.DataFrame:
     stats = [read_json(ClassicalFiles(root, name).stats) for name in MODELS]
     columns = {"title": "model", "cv_mean": "cv accuracy", "cv_std": "cv std", "accuracy": "test accuracy",
                "precision": "macro precision", "recall": "macro recall", "f1": "macro F1",
-               "fit_time": "tuning and fit [s]",
-               "inference_time": "latency [s/clip]", "model_size_mb": "file [MiB]"}
+               "fit_time": "tuning and fit [s]", "inference_time": "latency [s/clip]", "model_size_mb": "file [MiB]"}
     rows = [{label: found.get(key) for key, label in columns.items()} for found in stats if found]
     if not rows:
         raise FileNotFoundError(f"{root}: no classical models there; run 02_classical_ml first")
@@ -405,15 +372,14 @@ def ablation(data: VideoData, name: str = "linear_svm", seed: int = 42, cache: P
     """What each family of descriptors is worth: one model, tuned alike, on parts of the descriptors.
 
     Returns:
-        One row a selection (each family, appearance, motion, both): descriptors, dimensions, cv accuracy, cv
-        std and test accuracy.
+        One row per selection (each family, appearance, motion, both): descriptors, dimensions, cv accuracy, cv std and
+        test accuracy.
     """
     table = fitting_table(data)
     x = clip_descriptors(table, data.root, cache)
-    about = descriptor_table()
     chosen = {family: [family] for family in FAMILIES}
-    chosen |= {group: about.loc[about["group"] == group, "family"].tolist()
-               for group in ("appearance", "motion")}
+    for group in ("appearance", "motion"):
+        chosen[group] = [family for family, about in FAMILIES.items() if about.group == group]
     chosen["both"] = list(FAMILIES)
     tuned = {title: tune(MODELS[name], np.hstack([x[f] for f in families]), table, data, seed)
              for title, families in chosen.items()}
@@ -432,17 +398,16 @@ def importance(model: ClassicalModel, repeats: int = 30) -> pd.DataFrame:
 
     Args:
         model: one that sees the families.
-        repeats: permutations of the test clips a family.
+        repeats: permutations of the test clips per family.
 
     Returns:
-        One row a family, the most important first: family, group, mean and standard deviation of the fall in
-        test accuracy, and the mean fall in the true class's probability, which also shows what no answer
-        turned on.
+        One row per family, the most important first: family, group, mean and standard deviation of the fall in test
+        accuracy, and the mean fall in the true class's probability, which also shows what no answer turned on.
 
     Raises:
         ValueError: the model sees local motion only.
     """
-    if MODELS[model.name].cells:
+    if "cells" in MODELS[model.name].inputs:
         raise ValueError(f"{model.name} sees local motion only: there are no families to compare")
     table = model.data.table("test")
     x = clip_descriptors(table, model.data.root, model.cache)

@@ -1,0 +1,1 @@
+"""Classical machine learning: descriptors of clips, and classifiers on them."""

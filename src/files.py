@@ -1,0 +1,299 @@
+"""Files: where results lie, writing them whole or not at all, and what is computed once and kept.
+
+Nothing here imports torch, so that what only reads results stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from config import CACHE, CACHE_GB, ROOT
+
+ABANDONED = 3600  # seconds after which a temporary file is taken for that of a killed process
+TRIM_EVERY = 64  # files written between two looks at the budget
+
+
+# ---------------------------------------------------------------- where results lie
+
+def shown(path: Path) -> str:
+    """A path as it is printed: relative to the repository where it lies in it."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+class ModelFiles:
+    """Where one model's results lie below a data set's results root, in folders of its family.
+
+    `short` is its name in the statistics, `picture` in the confusion matrix's: `model_name` where they aren't given.
+    """
+
+    def __init__(self, root: Path, model_name: str, family: str, suffix: str, short: str = "", picture: str = ""):
+        self.root, self.model_name = root, model_name
+        self.checkpoint = root / "saved_models" / family / f"best_{model_name}{suffix}"
+        self.sidecar = self.checkpoint.with_suffix(".json")
+        self.stats = root / f"stats_{family}" / f"stats_{short or model_name}.json"
+        self.predictions = root / "predictions" / f"{model_name}.csv"
+        self.confusion_matrix = root / "confusion_matrices" / family / f"{picture or model_name}_confusion_matrix.png"
+
+    @property
+    def sha256(self) -> str:
+        """Of the checkpoint, as its sidecar has it: what is kept of a model is kept for this very file."""
+        return read_json(self.sidecar).get("sha256", "")
+
+    def kept(self, entry: str, compute: Callable[[], dict]) -> dict:
+        """An entry of the statistics that belongs to this very checkpoint; else what `compute` gives, which is kept."""
+        known = read_json(self.stats).get(entry, {})
+        if known.get("of") != self.sha256:
+            known = {**compute(), "of": self.sha256}
+            update_json(self.stats, **{entry: known})
+        return known
+
+    def is_current(self, table: Path) -> bool:
+        """Whether a prediction table is there and belongs to this very checkpoint."""
+        return table.is_file() and read_json(self.stats).get("tables", {}).get(table.stem) == self.sha256
+
+    def kept_table(self, path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A prediction table of this very checkpoint; else what `compute` gives, which is kept."""
+        if self.is_current(path):
+            return read_predictions(path)
+        table = compute()
+        write_csv(path, table)
+        tables = read_json(self.stats).get("tables", {})
+        update_json(self.stats, tables={**tables, path.stem: self.sha256})
+        return table
+
+
+class ResultFiles(ModelFiles):
+    """One CNN's results, under the seed's names.
+
+    `kind` is `2d` or `3d`; `backbone` names the network in picture names (the seed's are resnet18, resnet3d).
+    """
+
+    def __init__(self, root: Path, kind: str, backbone: str):
+        super().__init__(root, f"{kind}-cnn", "deep_learning", ".pth", short=kind, picture=f"{kind}_{backbone}")
+        self.kind, self.backbone = kind, backbone
+        self.last = self.checkpoint.with_name(f"last_{kind}-cnn.pth")  # the state of an unfinished training
+        self.validation = self.predictions.with_name(f"{kind}-cnn_validation.csv")  # to which calibration is fitted
+
+    def array(self, what: str) -> Path:
+        """`train_time`, `inf_time`, `model_size`, `preds` or `labels`."""
+        return self.stats.with_name(f"{what}_{self.kind}.npy")
+
+    def repeated(self, seed: int) -> Path:
+        """Predictions of the test set by the same training with another seed."""
+        return self.predictions.with_name(f"{self.model_name}_seed_{seed}.csv")
+
+    def curve(self, what: str) -> Path:
+        """`loss` or `accuracy`."""
+        return self.root / "performance_plots/deep_learning" / f"{self.kind}_cnn_{what}_curve.png"
+
+    def strip(self, what: str) -> Path:
+        """`predictions` or `errors`."""
+        return self.root / "feature_visualizations" / f"{self.kind}_cnn_{what}.png"
+
+
+class ClassicalFiles(ModelFiles):
+    """One classical model's results, beside the CNNs'."""
+
+    def __init__(self, root: Path, model_name: str):
+        super().__init__(root, model_name, "classical_ml", ".skops")
+
+
+# ---------------------------------------------------------------- saved, asked for, replaced
+
+def differences(asked: dict, saved: dict) -> list[str]:
+    """What of a saved model is not as asked, each in a few words; `auto` and None accept anything."""
+    found = []
+    for name, value in asked.items():
+        old = saved.get(name)
+        if name == "recipe":
+            old = old or {}
+            found += [f"recipe.{field} is {value.get(field)}, was {old.get(field)}"
+                      for field in sorted(value.keys() | old.keys()) if value.get(field) != old.get(field)]
+        elif name == "split" and old != value:
+            found.append("other clips or another split")
+        elif old != value and not (value is None or (name, value) == ("weights", "auto")):
+            found.append(f"{name} is {value}, was {old}")
+    return found
+
+
+def keep_previous(files: ModelFiles) -> None:
+    """Moves a saved model, its sidecar, statistics and predictions to a folder `previous`, named by the checkpoint."""
+    if not files.checkpoint.is_file():
+        return
+    folder = files.root / "previous" / f"{files.model_name}-{file_hash(files.checkpoint)[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = sorted(files.predictions.parent.glob(f"{files.model_name}*.csv"))
+    for path in (files.sidecar, files.checkpoint, files.stats, *tables):
+        if path.is_file():
+            os.replace(path, folder / path.name)
+    print(f"the earlier model was moved to {shown(folder)}")
+
+
+# ---------------------------------------------------------------- whole or not there
+
+@contextmanager
+def atomic_path(path: str | Path):
+    """A temporary name beside `path`, with its suffix, that is moved into place when the block ends without error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(root: Path) -> None:
+    """Removes what `atomic_path` left in the sub-folders of `root` when its process was killed."""
+    for path in root.glob("*/.*-*-*.*"):
+        process = path.stem.split("-")[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON document, or an empty one where the file is absent.
+
+    Raises:
+        ValueError: the file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); mend it or move it away") from error
+
+
+def write_json(path: str | Path, document: dict) -> None:
+    """Writes plain types as JSON, whole or not at all; NumPy numbers and arrays become plain ones."""
+    text = json.dumps(document, indent=2, default=_plain)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value):
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
+
+
+def update_json(path: str | Path, **entries) -> dict:
+    """Adds entries to a JSON document, dropping none that is there; returns the whole."""
+    document = {**read_json(path), **entries}
+    write_json(path, document)
+    return document
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Writes a table without its index, whole or not at all."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """A prediction table; names stay text, also where they look like numbers."""
+    return pd.read_csv(path, dtype={"group": str, "label": str, "predicted": str}, keep_default_na=False)
+
+
+def save_array(path: str | Path, values) -> None:
+    """`np.save`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        np.save(temporary, values)
+
+
+# ---------------------------------------------------------------- computed once and kept
+
+class ArrayStore:
+    """A folder of .npy files, shared by processes, within a budget of `budget_gb` (10^9 bytes).
+
+    A file is named by everything that decides its content, the bytes of its clip among them, so that a changed clip has
+    another file. It is written whole: two processes that compute the same write the same, and a file that is there is
+    complete. Where the budget is exceeded, what was used longest ago goes, but for the files `in_use`: those that are
+    about to be read.
+    """
+
+    def __init__(self, folder: str | Path = CACHE, budget_gb: float = CACHE_GB):
+        self.folder, self.budget, self.written = Path(folder), budget_gb * 1e9, 0
+        self.in_use: set[Path] = set()
+
+    def path(self, kind: str, key: object) -> Path:
+        """Where the array of a key is kept, or would be; `key` is told apart by its `repr`."""
+        return self.folder / kind / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npy"
+
+    def has(self, path: Path) -> bool:
+        """Whether an array is kept there, which counts as using it; a broken file is removed."""
+        return self.read(path, mmap_mode="r") is not None  # to map the file is enough to see that it is whole
+
+    def read(self, path: Path, mmap_mode: str | None = None) -> np.ndarray | None:
+        """A kept array; None where there is none, or only a broken one, which is removed."""
+        try:
+            array = np.load(path, mmap_mode)
+            os.utime(path)  # used now
+            return array
+        except FileNotFoundError:
+            pass
+        except (ValueError, EOFError):
+            path.unlink(missing_ok=True)
+        return None
+
+    def write(self, path: Path, array: np.ndarray) -> None:
+        """Keeps an array, whole or not at all."""
+        save_array(path, array)
+        self.written += 1
+        if self.written % TRIM_EVERY == 0:
+            self.trim()
+
+    def get(self, path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """The kept array, or else what `compute` gives, which is kept."""
+        array = self.read(path)
+        if array is None:
+            array = compute()
+            self.write(path, array)
+        return array
+
+    def trim(self) -> int:
+        """Removes what was used longest ago, but for `in_use`, until the rest is within the budget; gives its bytes."""
+        files = []
+        for path in self.folder.rglob("*.np[yz]"):
+            with suppress(FileNotFoundError):  # another process was faster
+                stat = path.stat()
+                if path.name[0] != ".":
+                    files.append((stat.st_mtime, stat.st_size, path))
+                elif stat.st_mtime < time.time() - ABANDONED:
+                    path.unlink()
+        left = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if left <= self.budget:
+                break
+            if path not in self.in_use:
+                with suppress(PermissionError):  # Windows: another process maps it
+                    path.unlink(missing_ok=True)
+                    left -= size
+        if left > self.budget:
+            print(f"kept files take {left / 1e9:.1f} GB, more than the budget of {self.budget / 1e9:g} GB, and all of "
+                  "them are in use: set CACHE_GB higher, or choose fewer views")
+        return left
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's content; remembered within a process while size and time of the file stay."""
+    stat = os.stat(path)
+    return _hash(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

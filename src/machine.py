@@ -1,0 +1,94 @@
+"""The machine: cores, memory, versions, and the accelerator. torch is imported where it is asked for."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import joblib
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return joblib.cpu_count()
+
+
+@contextmanager
+def opencv_without_threads():
+    """Stops OpenCV's own threads for a while: where clips are worked on side by side, they only get in the way."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def accelerator(name: str | torch.device | None = None) -> torch.device:
+    """The device asked for; None takes CUDA, else Apple's MPS, else the CPU."""
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+def computes_bfloat16(device: str | torch.device) -> bool:
+    """Whether the hardware has bfloat16 arithmetic: CUDA that says so; CPUs with AVX512-BF16 or AMX."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if torch.device(device).type == "cpu" else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def environment(device: str | torch.device = "cpu") -> dict:
+    """Date, versions and hardware, as plain types, to stand beside every result."""
+    import cv2
+    import torch
+
+    gpu = {"cuda": torch.cuda.get_device_name, "mps": lambda _: "Apple MPS"}.get(torch.device(device).type)
+    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    return {"date": datetime.date.today().isoformat(), "python": platform.python_version(),
+            "torch": torch.__version__, "torchvision": version("torchvision"), "opencv": cv2.__version__,
+            "numpy": version("numpy"), "system": platform.system(), "cpu": cpu, "cores": psutil.cpu_count(),
+            "threads": torch.get_num_threads(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": gpu(device) if gpu else None}
+
+
+def hardware_line(env: dict) -> str:
+    """An environment's hardware in one line."""
+    gpu = f", {env['gpu']}" if env.get("gpu") else ", no GPU"
+    return (f"{env['cpu']}, {env['cores']} cores, {env['memory_gib']} GiB{gpu}, {env['system']}, "
+            f"Python {env['python']}, torch {env['torch']}")
+
+
+def memory_mb() -> dict[str, float]:
+    """This process's memory in MiB: `current` and `peak` resident set, and `gpu_peak` where CUDA is in use."""
+    import torch
+
+    memory = {"current": psutil.Process().memory_info().rss / 2**20, "peak": _peak_bytes() / 2**20}
+    if torch.cuda.is_available():
+        memory["gpu_peak"] = torch.cuda.max_memory_allocated() / 2**20
+    return memory
+
+
+def _peak_bytes() -> int:
+    """The peak resident set; where the system doesn't tell it, the current one."""
+    info = psutil.Process().memory_info()
+    try:
+        import resource
+    except ImportError:
+        return getattr(info, "peak_wset", info.rss)  # Windows
+    unit = 1 if platform.system() == "Darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

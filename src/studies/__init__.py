@@ -1,0 +1,1 @@
+"""Studies of the data and of trained models, one per notebook."""

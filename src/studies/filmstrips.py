@@ -1,0 +1,138 @@
+"""Clips as pictures: strips of frames, contact sheets, optical flow, and animations."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from classical.descriptors import flow_of_pairs, read_pairs
+from data_loader import clip_file, read_frames, read_timed_frames, segment_indices, time_indices
+from plots import clip_strip, flow_colours, png
+
+
+def first_of_each_class(table: pd.DataFrame) -> pd.DataFrame:
+    """The first clip of each class, in alphabetical order."""
+    return table.groupby("label", sort=True).first().reset_index()
+
+
+def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figure:
+    """The first clip of each class as a strip of frames."""
+    first = first_of_each_class(table)
+    return _strips(first["clip_path"], first["label"] + "   " + first["clip_path"], root, count)
+
+
+def prediction_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figure:
+    """A strip of frames for each row of `metrics.uncertain`, with true class, predicted class and probability.
+
+    Args:
+        table: with clip_path, label, predicted and probability.
+        root: the data set's folder.
+        count: frames per clip.
+    """
+    return _strips(table["clip_path"], [verdict(clip) for clip in table.itertuples()], root, count)
+
+
+def verdict(clip) -> str:
+    """What is said of a predicted clip: its path, true and predicted class, probability, correct or WRONG."""
+    return (f"{clip.clip_path}: true {clip.label}, predicted {clip.predicted} with probability {clip.probability:.2f}: "
+            f"{'correct' if clip.label == clip.predicted else 'WRONG'}")
+
+
+def _strips(clip_paths: Iterable[str], titles: Iterable[str], root: str | Path, count: int) -> Figure:
+    clips = list(zip(clip_paths, titles, strict=True))
+    figure, axes = plt.subplots(len(clips), count, figsize=(1.55 * count, 1.62 * len(clips)), squeeze=False)
+    for row, (clip_path, title) in zip(axes, clips, strict=True):
+        frames, times = read_timed_frames(clip_file(root, clip_path), lambda info: segment_indices(info.frames, count))
+        clip_strip(frames, title, row, times)
+    return figure
+
+
+def contact_sheet(table: pd.DataFrame, root: str | Path, label: str, columns: int = 8, rows: int = 2) -> Figure:
+    """The middle frame of clips of one class, each of another group as long as there are groups.
+
+    Args:
+        table: with clip_path, label and group.
+        root: the data set's folder.
+        label: the class.
+        columns, rows: of the sheet.
+    """
+    clips = table[table["label"] == label]
+    clips = clips.assign(turn=clips.groupby("group").cumcount()).sort_values(["turn", "group"]).head(columns * rows)
+    rows = -(-len(clips) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.42 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, clip in zip(axes.flat, clips.itertuples(), strict=False):
+        frames, _ = read_frames(clip_file(root, clip.clip_path), lambda info: [info.frames // 2])
+        ax.imshow(frames[0])
+        ax.set_title(clip.group, fontsize=8, pad=2, fontweight="normal")
+    figure.suptitle(f"{label}: {len(clips)} of {(table['label'] == label).sum()} clips, named by their group",
+                    fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def flow_strips(table: pd.DataFrame, root: str | Path, count: int = 6) -> Figure:
+    """Frames of the first clip of each class above their optical flow: direction as hue, speed as brightness.
+
+    Args:
+        table: with clip_path and label.
+        root: the data set's folder.
+        count: frames per clip.
+    """
+    first = first_of_each_class(table)
+    figure, axes = plt.subplots(2 * len(first), count, figsize=(1.9 * count, 3.0 * len(first)), squeeze=False)
+    for i, clip in enumerate(first.itertuples()):
+        pairs = read_pairs(clip_file(root, clip.clip_path))
+        frames, flow = pairs.frames[::2], flow_of_pairs(pairs)
+        chosen = np.linspace(0, len(flow) - 1, count).astype(int)
+        clip_strip(frames[chosen], f"{clip.label}   {clip.clip_path}", axes[2 * i])
+        fastest = max(np.quantile(np.hypot(flow[:, 0], flow[:, 1]), 0.998), 0.01)
+        title = f"optical flow, less the camera's; brightest at {fastest:.2f} frame heights per second"
+        clip_strip(flow_colours(flow[chosen], fastest), title, axes[2 * i + 1])
+    return figure
+
+
+def animation(frames: np.ndarray, caption: str, fps: float = 8.0, height: int = 150) -> str:
+    """An endless WebP, a quarter of a GIF in size, in an HTML figure that needs no other file.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+        caption: below it, and its text for those who can't see it.
+        fps: frames per second.
+        height: in pixels.
+    """
+    width = round(height * frames.shape[2] / frames.shape[1])
+    first, *others = (Image.fromarray(frame).resize((width, height)) for frame in frames)
+    buffer = io.BytesIO()
+    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=60)
+    data, words = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption, quote=True)
+    style = (f"display:inline-block;vertical-align:top;width:{width}px;margin:0 1em 1em 0;font-size:.85em;"
+             "overflow-wrap:anywhere")
+    return (f'<figure style="{style}"><img alt="animation: {words}" width="{width}" height="{height}" '
+            f'src="data:image/webp;base64,{data}"><figcaption>{words}</figcaption></figure>')
+
+
+def animated_samples(table: pd.DataFrame, root: str | Path, seconds: float = 2.5, fps: float = 8.0) -> str:
+    """The middle of the first clip of each class, moving at its true speed, as one piece of HTML."""
+    figures = []
+    for clip in first_of_each_class(table).itertuples():
+        frames, _ = read_frames(clip_file(root, clip.clip_path),
+                                lambda info: time_indices(info.frames, info.fps, round(seconds * fps), fps))
+        figures.append(animation(frames, f"{clip.label}: {clip.clip_path}", fps))
+    return f"<div>{''.join(figures)}</div>"
+
+
+def inline_picture(figure: Figure, words: str, height: int) -> str:
+    """A figure as an HTML picture, `height` pixels high, with `words` for those who can't see it; it is closed."""
+    data = base64.b64encode(png(figure)).decode()
+    return (f'<img alt="{html.escape(words, quote=True)}" style="height:{height}px;width:auto;vertical-align:top" '
+            f'src="data:image/png;base64,{data}">')

@@ -1,0 +1,1 @@
+"""Clips as files: found, split, fetched, rendered."""

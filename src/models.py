@@ -219,7 +219,7 @@ def summary(model: VideoModel, clip: torch.Tensor) -> str:
     """
     text = str(torchinfo.summary(
         copy.deepcopy(model).to("meta"), input_data=clip.to("meta"), device="meta", mode="eval", depth=2, verbose=0,
-        col_names=("output_size", "num_params", "trainable"), row_settings=("var_names",)))
+        col_names=("output_size", "num_params", "trainable"), col_width=17, row_settings=("var_names",)))
     return text[:text.index("Total mult-adds")].rstrip()  # what follows are estimates that overlook frozen layers
 
 

@@ -172,12 +172,17 @@ def test_foreign_types_are_refused_and_never_built(data, cache):
 # ---------------------------------------------------------------- studies
 
 def test_ablation(data, cache):
-    table = ablation(data, cache=cache)
+    model = load_or_fit("knn", data, cache=cache)
+    table = ablation(model)
     assert table["descriptors"].tolist() == [*FAMILIES, "appearance", "motion", "both"]
     by_name = table.set_index("descriptors")
     assert by_name.loc["both", "dimensions"] == sum(f.dimension for f in FAMILIES.values())
     assert by_name.loc[["appearance", "motion"], "dimensions"].sum() == by_name.loc["both", "dimensions"]
     assert by_name[["cv accuracy", "test accuracy"]].stack().between(0, 1).all()
+    model.pipeline = None  # kept for this model: nothing is tuned again
+    before = model.files.stats.stat().st_mtime_ns
+    pd.testing.assert_frame_equal(ablation(model), table)
+    assert model.files.stats.stat().st_mtime_ns == before
 
 
 class OneFamily(BaseEstimator):

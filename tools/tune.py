@@ -34,12 +34,13 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     try:
         data = open_asked()
-        study = run_study(asked.kind, data, os.environ.get("WEIGHTS") or "auto", asked.trials,
-                          int(os.environ.get("SEED") or 42), tuple(asked.cuts), asked.storage,
-                          recipe=os.environ.get("RECIPE") or "recommended")
-        print(f"\n{study.study_name}\n{compare(study).T.to_string()}")
-        if asked.test:
-            print(f"\non the test set:\n{test_of_choice(study, data).to_string(index=False)}")
+        for kind in asked.kind:
+            study = run_study(kind, data, os.environ.get("WEIGHTS") or "auto", asked.trials,
+                              int(os.environ.get("SEED") or 42), tuple(asked.cuts), asked.storage,
+                              recipe=os.environ.get("RECIPE") or "recommended")
+            print(f"\n{study.study_name}\n{compare(study).T.to_string()}")
+            if asked.test:
+                print(f"\non the test set:\n{test_of_choice(study, data).to_string(index=False)}")
     except (OSError, ValueError, WeightsError, VideoError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"\nresults: {shown(data.results / 'tuning')}")

@@ -368,29 +368,34 @@ def summary(root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns.values()))
 
 
-def ablation(data: VideoData, name: str = "linear_svm", seed: int = 42, cache: Path = CACHE) -> pd.DataFrame:
-    """What each family of descriptors is worth: one model, tuned alike, on parts of the descriptors.
+def ablation(model: ClassicalModel) -> pd.DataFrame:
+    """What each family of descriptors is worth: the same kind of model, tuned alike, on parts of the descriptors.
+
+    Args:
+        model: one that sees the families; what was found for this very model is read, not repeated.
 
     Returns:
         One row per selection (each family, appearance, motion, both): descriptors, dimensions, cv accuracy, cv std and
         test accuracy.
     """
-    table = fitting_table(data)
-    x = clip_descriptors(table, data.root, cache)
+    return pd.DataFrame(model.files.kept("ablation", lambda: {"rows": _ablation(model)})["rows"])
+
+
+def _ablation(model: ClassicalModel) -> list[dict]:
+    data = model.data
+    table, test = fitting_table(data), data.table("test")
+    fitted_on, tested_on = (clip_descriptors(clips, data.root, model.cache) for clips in (table, test))
     chosen = {family: [family] for family in FAMILIES}
     for group in ("appearance", "motion"):
         chosen[group] = [family for family, about in FAMILIES.items() if about.group == group]
-    chosen["both"] = list(FAMILIES)
-    tuned = {title: tune(MODELS[name], np.hstack([x[f] for f in families]), table, data, seed)
-             for title, families in chosen.items()}
-    test = data.table("test")
-    x, y = clip_descriptors(test, data.root, cache), test["label"].map(data.class_map)
-    rows = []
-    for title, (model, found) in tuned.items():
-        part = np.hstack([x[f] for f in chosen[title]])
-        predicted = model.predict_proba(part).argmax(axis=1)
-        rows.append((title, part.shape[1], found["cv_mean"], found["cv_std"], accuracy_score(y, predicted)))
-    return pd.DataFrame(rows, columns=["descriptors", "dimensions", "cv accuracy", "cv std", "test accuracy"])
+    rows, y = [], test["label"].map(data.class_map)
+    for title, families in {**chosen, "both": list(FAMILIES)}.items():
+        x, part = (np.hstack([of[family] for family in families]) for of in (fitted_on, tested_on))
+        tuned, found = tune(MODELS[model.name], x, table, data, model.seed)
+        rows.append({"descriptors": title, "dimensions": part.shape[1], "cv accuracy": found["cv_mean"],
+                     "cv std": found["cv_std"],
+                     "test accuracy": accuracy_score(y, tuned.predict_proba(part).argmax(axis=1))})
+    return rows
 
 
 def importance(model: ClassicalModel, repeats: int = 30) -> pd.DataFrame:

@@ -363,7 +363,7 @@ def test_probabilities_follow_the_clip(experiment, kind, sampling):
 
 
 def predictions(run, wrong):
-    """Of the test part, with the first few wrong and certainty that falls with each row."""
+    """Of the test set, with the first few wrong and certainty that falls with each row."""
     table = run.data.table("test")[["clip_path", "group", "label"]]
     other = {"PullUps": "Punch", "Punch": "PushUps", "PushUps": "PullUps"}
     table["predicted"] = [other[label] if i < wrong else label for i, label in enumerate(table["label"])]

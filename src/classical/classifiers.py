@@ -1,7 +1,7 @@
 """Classical machine learning on a clip's descriptors: tuned by whole groups, fitted once, later reloaded.
 
 Tuning and fitting see the training and validation clips; the test set is opened by `evaluate`, `measure_latency`,
-`ablation` (after its tuning) and `importance` alone.
+`ablation` and `importance` alone.
 """
 
 from __future__ import annotations

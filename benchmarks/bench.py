@@ -23,25 +23,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import av
 import numpy as np
 import pandas as pd
 import psutil
 import torch
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader
 
 import seed_pipeline
 from config import DEFAULT_BACKBONE, RESULTS, ROOT, get_recipe
-from data_loader import ClipViews, apply_transform, limit_threads, make_loader, read_frames, segment_indices
+from data_loader import ClipViews, apply_transform, limit_threads, load_dataset, read_frames, segment_indices
 from evaluation import evaluate
 from experiment import Experiment, load_or_train, untrained
-from features import Activations
-from files import save_array, shown, write_json
-from machine import environment, hardware_line, memory_mb
+from files import shown, write_json
+from machine import environment, hardware_line
 from table import markdown
-from utils import eval_one_epoch, fit, train_one_epoch
+from utils import eval_one_epoch, make_optimizer, train_one_epoch
 from videos.library import VideoData, open_data
 
 SEED_STEPS = 3  # batches timed of the seed's training, after one to warm up
-FULL_SIZE = {"train": 271, "val": 45}  # the three-class set of 362 clips
 SIZES = (1, 2, 4)  # in how many times the clips the growth of cost is measured
 
 
@@ -49,102 +50,69 @@ SIZES = (1, 2, 4)  # in how many times the clips the growth of cost is measured
 
 def measure_seed(kind: str, clips: str) -> dict:
     """Seconds per clip of the seed's training and validation, loading included, in its steady state."""
-    data = open_clips(clips)
+    data, recipe = open_clips(clips), get_recipe("seed", kind)
     model = seed_pipeline.build(kind, len(data.classes))
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=seed_pipeline.LABEL_SMOOTHING)
-    epochs = {"train": partial(train_one_epoch, optimizer=seed_pipeline.optimizer_of(model)), "val": eval_one_epoch}
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    epochs = {"train": partial(train_one_epoch, optimizer=make_optimizer(recipe, model)), "val": eval_one_epoch}
     seconds = {}
     for part, epoch in epochs.items():
-        files, labels = clip_lists(data, part)
-        batches = iter(seed_pipeline.loader(files, labels, kind, part == "train"))
+        dataset = seed_pipeline.SeedDataset(kind, data, part)
+        batches = iter(DataLoader(dataset, recipe.batch_size, shuffle=part == "train",
+                                  num_workers=seed_pipeline.WORKERS))
         epoch(model, islice(batches, 1), criterion=criterion, device="cpu")
-        seen = min(SEED_STEPS * seed_pipeline.BATCH[kind], len(files) - seed_pipeline.BATCH[kind])
+        seen = min(SEED_STEPS * recipe.batch_size, len(dataset) - recipe.batch_size)
         seconds[part] = stopwatch(epoch, model, islice(batches, SEED_STEPS), criterion=criterion, device="cpu") / seen
         del batches
     epoch_s = sum(seconds[part] * data.split["clips"][part] for part in seconds)
-    return {**{f"{part}_s_per_clip": value for part, value in seconds.items()},
-            "epochs_8_s": seed_pipeline.EPOCHS * epoch_s}
+    return {**{f"{part}_s_per_clip": value for part, value in seconds.items()}, "epochs_8_s": recipe.epochs * epoch_s}
 
 
 def measure_ours(kind: str, clips: str) -> dict:
     """The whole of ours from nothing: decoding, features, every epoch, test; then a reload; then another training."""
     with tempfile.TemporaryDirectory() as folder:
-        data = open_clips(clips, Path(folder) / "results")
-
-        def study(**changes) -> Experiment:
-            recipe = get_recipe("recommended", kind, patience=100, **changes)  # random weights would stop too early
-            return load_or_train(kind, data, recipe, "none", cache=Path(folder) / "cache")
-
-        whole, reload = stopwatch(lambda: evaluate(study())), stopwatch(study)
-        run = study()
+        data = open_clips(clips, Path(folder))
+        whole, reload = stopwatch(lambda: evaluate(study(kind, data))), stopwatch(study, kind, data)
+        run = study(kind, data)
         return {"whole_s": whole, "features_s": run.stats["feature_time"], "reload_s": reload,
                 "epochs": run.recipe.epochs, "trained": run.recipe.trained,
-                "second_training_s": stopwatch(study, lr=1e-3)}
+                "second_training_s": stopwatch(study, kind, data, lr=1e-3)}
 
 
-def measure_second_training(kind: str, clips: str) -> dict:
-    """Training with another learning rate on kept activations of 362 clips: made-up values of the true shapes."""
-    experiment = ours(kind, open_clips(clips), patience=100, lr=1e-3)
-    recipe = experiment.recipe
+def measure_growth(kind: str, times: int, clips: str) -> dict:
+    """Features, two epochs and test on `times` times 6 training clips per class, one test and one validation clip."""
     with tempfile.TemporaryDirectory() as folder:
-        kept = {part: made_up(experiment, Path(folder) / part, count, recipe.train_views if part == "train" else 1)
-                for part, count in FULL_SIZE.items()}
-        loaders = [make_loader(kept[part], recipe.batch_size, part == "train", num_workers=0) for part in kept]
-        training = experiment.training(FULL_SIZE["train"], last=Path(folder) / "last.pth", report=None)
-        return {"seconds": stopwatch(fit, training, *loaders, experiment.criterion(), "cpu"), "epochs": recipe.epochs}
-
-
-def measure_growth(kind: str, clips: str) -> dict:
-    """Seconds and peak memory of features and two epochs on 1x, 2x and 4x clips: see `measure_size`."""
-    return {f"x{times}": run_task(f"size_{kind}_{times}", clips)[0] for times in SIZES}
-
-
-def measure_size(times: int, kind: str, clips: str) -> dict:
-    """One size of `measure_growth`: `times` times 6 training clips per class, one test and one validation clip."""
-    with tempfile.TemporaryDirectory() as folder:
-        root, source = Path(folder) / "clips", open_clips(clips)
+        root, source = Path(folder, "clips"), open_clips(clips)
         for label, rows in pd.concat([source.table(part) for part in source.splits]).groupby("label"):
             (root / label).mkdir(parents=True)
             for i in range(8 * times):
                 name = f"v_{label}_g{i // times + 1:02d}_c{i % times + 1:02d}.avi"
                 shutil.copy(f"{source.root}{rows['clip_path'].iloc[i % len(rows)]}", root / label / name)
-        data = open_clips(str(root), Path(folder) / "results")
-        recipe = get_recipe("recommended", kind, patience=100, epochs=2)
-        seconds = stopwatch(lambda: evaluate(load_or_train(kind, data, recipe, "none", cache=Path(folder) / "cache")))
-        return {"clips": sum(data.split["clips"].values()), "seconds": seconds, "peak_mib": memory_mb()["peak"]}
+        data = open_clips(str(root), Path(folder, "results"))
+        seconds = stopwatch(lambda: evaluate(study(kind, data, epochs=2)))
+        return {"clips": sum(data.split["clips"].values()), "seconds": seconds}
 
 
 # ---------------------------------------------------------------- its parts
 
 def measure_loader(kind: str, clips: str) -> dict:
-    """Training views per second of one loader worker: the seed's data set; ours from the file, one view of a clip or
-    all of the recipe's in one pass, as activations are computed; and from kept activations."""
-    data = open_clips(clips)
-    files, labels = clip_lists(data, "train")
-    experiment, count = ours(kind, data), min(24, len(files))
+    """Training views per second of one loader worker: the seed's data set; ours, one view of a clip or all of the
+    recipe's in one pass, as activations are computed."""
+    experiment = ours(kind, open_clips(clips))
+    seed = seed_pipeline.SeedDataset(kind, experiment.data, "train")
     dataset, views = experiment.dataset("train", train=True), experiment.recipe.train_views
-    with tempfile.TemporaryDirectory() as folder:
-        sources = {"ours_one_view": dataset, "ours_all_views": ClipViews(dataset, views, pixels=True),
-                   "ours_activations_kept": made_up(experiment, Path(folder), count, views)}
-        torch.set_num_threads(1)  # as DataLoader does in every worker, the seed's too
-        seed = seed_pipeline.SeedDataset(files, labels, kind, train=True)
-        rates = {"seed": rate(seed.__getitem__, range(min(count, 8)))}
-        limit_threads(0)  # what ours add to that
-        rates |= {name: rate(source.__getitem__, range(count)) for name, source in sources.items()}
-    rates["ours_all_views"] *= views
-    return {f"{name}_views_per_s": value for name, value in rates.items()}
+    some = range(min(24, len(dataset)))
+    torch.set_num_threads(1)  # as DataLoader does in every worker, the seed's too
+    rates = {"seed_views_per_s": rate(seed.__getitem__, some[:8])}
+    limit_threads(0)  # what ours add to that
+    return {**rates, "ours_one_view_views_per_s": rate(dataset.__getitem__, some),
+            "ours_all_views_views_per_s": views * rate(ClipViews(dataset, views, pixels=True).__getitem__, some)}
 
 
 def measure_decode(clips: str) -> dict:
     """Clips per second of decoding 20 frames spread over each clip, by decoder; one thread where it can be set."""
-    files, result = clip_lists(open_clips(clips), "train")[0][:30], {}
-    for name, decode in {"ours": decode_ours, "opencv_all_frames": seed_pipeline.read_all_frames,
-                         "av": decode_av}.items():
-        try:
-            result[f"{name}_clips_per_s"] = rate(decode, files)
-        except ImportError as error:
-            result[f"{name}_skipped"] = str(error)
-    return result
+    files = load_dataset(open_clips(clips).root)[0][:30]
+    decoders = {"ours": decode_ours, "opencv_all_frames": seed_pipeline.read_all_frames, "av": decode_av}
+    return {f"{name}_clips_per_s": rate(decode, files) for name, decode in decoders.items()}
 
 
 def decode_ours(path: str) -> np.ndarray:
@@ -154,8 +122,6 @@ def decode_ours(path: str) -> np.ndarray:
 
 def decode_av(path: str) -> np.ndarray:
     """20 frames with PyAV, in order."""
-    import av
-
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
@@ -163,27 +129,12 @@ def decode_av(path: str) -> np.ndarray:
         return np.stack([f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(stream)) if i in wanted])
 
 
-def measure_transforms(clips: str) -> dict:
-    """Milliseconds per clip of 20 frames in a loader worker: torchvision's first transforms on PIL frames, and ours."""
-    limit_threads(0)
-    experiment, result = ours("2d", open_clips(clips)), {}
-    frames = decode_ours(experiment.dataset("train").file(0))
-    for name, train in (("train", True), ("eval", False)):
-        transforms = {"seed": seed_pipeline.seed_transform(train), "ours": experiment.dataset("train", train).transform}
-        for whose, transform in transforms.items():
-            result[f"{name}_{whose}_ms"] = 1000 / rate(lambda _, t=transform: apply_transform(frames, t), range(8))
-    return result
-
-
 def measure_latency(kind: str, clips: str) -> dict:
     """Seconds of one clip by part of the work, warm, at one and at all threads; the seed's model beside ours."""
-    from torch.utils.benchmark import Timer
-
-    data, result = open_clips(clips), {}
-    experiment = ours(kind, data)
+    experiment, result = ours(kind, open_clips(clips)), {}
     dataset, model = experiment.dataset("test"), experiment.deployed()
-    seed_model = seed_pipeline.build(kind, len(data.classes)).eval()
-    seed_clip = seed_pipeline.SeedDataset([str(dataset.file(0))], [0], kind, train=False)[0][0][None]
+    seed_model = seed_pipeline.build(kind, len(experiment.data.classes)).eval()
+    seed_clip = seed_pipeline.SeedDataset(kind, experiment.data, "test")[0][0][None]
     frames, _ = read_frames(dataset.file(0), dataset.sampler)
     clip = dataset.layout(apply_transform(frames, dataset.transform))[None]
     work = {"seed_model": partial(seed_model, seed_clip), "ours_model": partial(model, clip),
@@ -221,34 +172,24 @@ def open_clips(clips: str, results: Path | None = None) -> VideoData:
     return open_data(clips, "group", results=results or Path(tempfile.gettempdir()) / "bench")
 
 
-def clip_lists(data: VideoData, part: str) -> tuple[list[str], list[int]]:
-    """Files and labels of a part."""
-    table = data.table(part)
-    return [f"{data.root}{path}" for path in table["clip_path"]], table["label"].map(data.class_map).tolist()
-
-
-def ours(kind: str, data: VideoData, **changes) -> Experiment:
+def ours(kind: str, data: VideoData) -> Experiment:
     """Our recipe with ResNet-18 or R3D-18, untrained, on the CPU."""
-    return untrained(data, get_recipe("recommended", kind, **changes), "none", seed=0, device="cpu")
+    return untrained(data, get_recipe("recommended", kind), "none", seed=0, device="cpu")
 
 
-def made_up(experiment: Experiment, folder: Path, count: int, views: int) -> Activations:
-    """Kept activations of `count` clips, of the shape that the experiment's trunk gives."""
-    with torch.inference_mode():
-        shape = experiment.model.trunk(experiment.dataset("test")[0][0][None])[0].shape
-    rng, files = np.random.default_rng(0), [folder / f"{i}.npy" for i in range(count)]
-    for file in files:
-        save_array(file, rng.standard_normal((views, *shape)).astype(np.float16))
-    return Activations(files, [i % len(experiment.data.classes) for i in range(count)], draw=True)
+def study(kind: str, data: VideoData, **changes) -> Experiment:
+    """Our recipe with ResNet-18 or R3D-18, trained or reloaded; its cache lies beside the data's results."""
+    recipe = get_recipe("recommended", kind, patience=100, **changes)  # random weights would stop too early
+    return load_or_train(kind, data, recipe, "none", cache=data.results / "cache")
 
 
 # ---------------------------------------------------------------- the run
 
-BY_KIND = {"seed": measure_seed, "ours": measure_ours, "loader": measure_loader, "latency": measure_latency,
-           "second": measure_second_training, "growth": measure_growth}
+BY_KIND = {"seed": measure_seed, "ours": measure_ours, "loader": measure_loader, "latency": measure_latency}
 TASKS = {f"{name}_{kind}": partial(measure, kind) for name, measure in BY_KIND.items() for kind in DEFAULT_BACKBONE}
-TASKS |= {"decode": measure_decode, "transforms": measure_transforms}
-INNER = {f"size_{kind}_{times}": partial(measure_size, times, kind) for kind in DEFAULT_BACKBONE for times in SIZES}
+TASKS |= {f"growth_{kind}_x{times}": partial(measure_growth, kind, times) for kind in DEFAULT_BACKBONE
+          for times in SIZES}
+TASKS["decode"] = measure_decode
 
 
 def run_task(name: str, clips: str) -> tuple[dict, float]:
@@ -278,7 +219,7 @@ def memory_of_tree(process: psutil.Process) -> float:
 
 
 def collect(names: list[str], clips: str, repeats: int) -> dict[str, list[dict]]:
-    """All repeats of all measurements, interleaved; the growth, a fit and no ratio, is measured once."""
+    """All repeats of all measurements, interleaved, with their peak memory; the growth, a fit, is measured once."""
     collected = {name: [] for name in names}
     started = time.perf_counter()
     for repeat in range(repeats):
@@ -305,7 +246,7 @@ def main() -> None:
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
-        print(json.dumps((TASKS | INNER)[options.task](options.clips)))
+        print(json.dumps(TASKS[options.task](options.clips)))
         return
     real, env = ROOT.parent / "shared" / "ucf101", environment()
     clips = options.clips or (str(real) if real.is_dir() else "demo")

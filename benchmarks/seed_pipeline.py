@@ -7,47 +7,43 @@ whole, and the 3D network passes every clip through its frozen backbone at 224x2
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from torchvision import models
 
-from data_loader import apply_transform, seed_transform, window_indices
+from config import get_recipe
+from data_loader import VideoDataset2D, apply_transform, seed_transform, window_indices
+from videos.library import VideoData
 
-LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, EPOCHS, WORKERS = 0.9, 1e-4, 1e-4, 8, 4
-BATCH = {"2d": 4, "3d": 2}
-FRAMES = {"2d": 20, "3d": 16}
+WORKERS = 4  # of its loaders, whatever the machine
 
 
-class SeedDataset(Dataset):
-    """Clips as the seed reads them: (T, 3, 224, 224) for `2d`, (3, T, 224, 224) for `3d`, and the label.
+class SeedDataset(VideoDataset2D):
+    """A part's clips as the seed reads them: (T, 3, 224, 224) for `2d`, (3, T, 224, 224) for `3d`, and the label.
 
-    Args:
-        files: the clips.
-        labels: one integer per clip.
-        kind: `2d` or `3d`.
-        train: a random window and random transforms, or the centre.
+    Of the part `train` a random window and random transforms, else the centre.
     """
 
-    def __init__(self, files: list[str], labels: list[int], kind: str, train: bool):
-        self.files, self.labels, self.kind, self.train = files, labels, kind, train
-        self.transform = seed_transform(train)
-
-    def __len__(self) -> int:
-        return len(self.files)
+    def __init__(self, kind: str, data: VideoData, part: str):
+        train, frames = part == "train", get_recipe("seed", kind).frames()
+        super().__init__(data.splits[part], data.root, data.class_map, transform=seed_transform(train), train=train,
+                         **frames)
+        self.kind = kind
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        frames = read_all_frames(self.files[index])
-        wanted = window_indices(len(frames), FRAMES[self.kind], np.random.random() if self.train else 0.5)
+        frames = read_all_frames(self.file(index))
+        wanted = window_indices(len(frames), self.sampler.num_frames, np.random.random() if self.train else 0.5)
         clip = apply_transform([frames[i] for i in wanted], self.transform)  # (T, 3, 224, 224)
-        return clip if self.kind == "2d" else clip.permute(1, 0, 2, 3), self.labels[index]
+        return clip if self.kind == "2d" else clip.transpose(0, 1), self.label(index)
 
 
-def read_all_frames(path: str) -> list[np.ndarray]:
+def read_all_frames(path: str | Path) -> list[np.ndarray]:
     """Every frame, RGB, 320x240, blurred."""
-    capture, frames = cv2.VideoCapture(path), []
+    capture, frames = cv2.VideoCapture(str(path)), []
     while True:
         ok, frame = capture.read()
         if not ok:
@@ -80,14 +76,3 @@ def build(kind: str, num_classes: int) -> nn.Module:
     net = models.video.r3d_18(weights=None).requires_grad_(False)
     net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, num_classes))
     return net
-
-
-def loader(files: list[str], labels: list[int], kind: str, train: bool) -> DataLoader:
-    """The seed's loader: four workers whatever the machine."""
-    dataset = SeedDataset(files, labels, kind, train)
-    return DataLoader(dataset, batch_size=BATCH[kind], shuffle=train, num_workers=WORKERS)
-
-
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """Adam over all parameters, as the seed has it."""
-    return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -21,8 +21,8 @@ from urllib3.util import Retry
 
 import data
 from files import atomic_path
-from videos import splits, ucf101
-from videos.ucf101 import DataError, check_lists, describe_missing, fetch, import_tree
+from videos import ucf101
+from videos.ucf101 import DataError, describe_missing, fetch, import_tree
 
 TAIL = 64 * 1024  # bytes that are read first, at the archive's end
 
@@ -488,54 +488,3 @@ def test_import_overwrites_nothing(tmp_path, small_members):
     (src / "PullUps" / "v_PullUps_g09_c01.avi").write_bytes(b"differs")
     with pytest.raises(DataError, match="two clips of one class and name: rename one"):
         import_tree(src, tmp_path / "other", ["PullUps"], "copy")
-
-
-# ---------------------------------------------------------------- published lists
-
-@pytest.fixture
-def listed(tmp_path):
-    """A tree of two classes and list files as UCF publishes them."""
-    clips, lists = tmp_path / "clips", tmp_path / "lists"
-    lists.mkdir()
-    for label in ("PullUps", "HandStandPushups", "Elsewhere"):
-        folder = ucf101.canonical_class(label)
-        for name in clip_names(label):
-            if label != "Elsewhere":
-                (clips / folder).mkdir(parents=True, exist_ok=True)
-                (clips / folder / name).touch()
-            for kind, groups in splits.TEST_GROUPS.items():
-                tested = int(splits.group_of(name)[1:]) in groups
-                with open(lists / f"{'test' if tested else 'train'}list0{kind[-1]}.txt", "a") as file:
-                    file.write(f"{folder}/{name}\r\n" if tested else f"{folder}/{name} 1\r\n")
-    return tmp_path
-
-
-def test_derived_splits_equal_the_published_ones(listed, capsys):
-    clips, lists = str(listed / "clips"), str(listed / "lists")
-    assert check_lists(clips, lists).empty
-    data.main(["split", clips, "--kind", "official1", "--classes", "all", "--lists", lists])
-    printed = capsys.readouterr().out
-    assert "written (official1)" in printed and "the same as the published lists" in printed
-    data.main(["split", clips, "--classes", "all"])
-    assert "kept as they were" in capsys.readouterr().out
-
-
-def test_differences_from_the_published_lists_are_named(listed):
-    clips, lists = listed / "clips", listed / "lists"
-    (clips / "PullUps" / "v_PullUps_g01_c01.avi").unlink()
-    (clips / "PullUps" / "v_PullUps_g01_c09.avi").touch()
-    for part, moved in (("test", "v_PullUps_g14_c04.avi"), ("train", "v_PullUps_g15_c01.avi")):
-        path = lists / f"{part}list02.txt"
-        path.write_text(path.read_text().replace(f"PullUps/{moved}", ""))
-        other = lists / f"{'train' if part == 'test' else 'test'}list02.txt"
-        other.write_text(f"{other.read_text()}PullUps/{moved}\n")
-    both = [["v_PullUps_g01_c01.avi", "listed, but not here"],
-            ["v_PullUps_g01_c09.avi", "here, but not listed"]]
-    wrong = [["v_PullUps_g14_c04.avi", "listed for train, derived test"],
-             ["v_PullUps_g15_c01.avi", "listed for test, derived train"]]
-    found = check_lists(clips, lists, ["PullUps", "HandstandPushups"])
-    by_split = {kind: rows.drop(columns="split").values.tolist() for kind, rows in found.groupby("split")}
-    assert by_split == {"official1": both, "official2": wrong + both, "official3": both}
-    (lists / "trainlist03.txt").unlink()
-    with pytest.raises(DataError, match=r"no .*trainlist03.txt: name the folder"):
-        check_lists(clips, lists)

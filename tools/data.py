@@ -68,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     splitting.add_argument("--classes", nargs="+", help="names, or all (all)")
     splitting.add_argument("--seed", type=int, default=42, help="of the kinds group and random (%(default)s)")
     splitting.add_argument("--force", action="store_true", help="replace CSVs that are there")
-    splitting.add_argument("--lists", type=Path, help="compare with UCF-101's published list files in this folder")
 
     checking = command(check_clips, "check", "decode every clip once, report broken and duplicate ones")
     checking.add_argument("dataset", nargs="?", default="ucf101", help="demo, ucf101 or a folder (%(default)s)")
@@ -93,8 +92,7 @@ def import_clips(root: Path, classes: list[str] | None, source: Path, mode: str)
     print(f"{len(clips)} clips in {root}", *lacking, sep="\n")
 
 
-def split_clips(root: Path, kind: str | None, classes: list[str] | None, seed: int, force: bool,
-                lists: Path | None) -> None:
+def split_clips(root: Path, kind: str | None, classes: list[str] | None, seed: int, force: bool) -> None:
     """Writes the split CSVs, or keeps those that are there; prints the split and what is known about its leakage."""
     out = root / "splits"
     kept = [path.name for path in splits.split_paths(out).values() if path.exists() and not force]
@@ -112,9 +110,6 @@ def split_clips(root: Path, kind: str | None, classes: list[str] | None, seed: i
         print(splits.NO_GROUPS)
     elif warning := splits.leakage_warning(splits.check_leakage(parts)):
         print(warning)
-    if lists:
-        differences = ucf101.check_lists(root, lists, classes)
-        print("the same as the published lists" if differences.empty else differences.to_string(index=False))
 
 
 def check_clips(dataset: str, csv: Path | None) -> None:

@@ -15,11 +15,10 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 import requests
 import urllib3
 from remotezip import RemoteZip, RemoteZipError
@@ -29,7 +28,6 @@ from urllib3.util import Retry
 
 from config import UCF101_ROOT, VIDEO_SUFFIXES
 from files import atomic_path, remove_abandoned
-from videos.splits import COLUMNS, TEST_GROUPS, group_of, make_split, scan_clips
 
 DEFAULT_URL = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"
 TIMEOUT = (10, 60)  # seconds to connect, and without a byte
@@ -187,21 +185,15 @@ def _download(session: requests.Session, url: str, clips: dict[Path, zipfile.Zip
     """Downloads clips; the first failure ends it, when the clips that are under way have ended."""
     own = threading.local()  # each worker's archive, until a read of it fails
 
-    def save(path: Path, info: zipfile.ZipInfo) -> None:
+    def save(path: Path) -> None:
         archive = vars(own).pop("archive", None) or RemoteZip(url, session=session, timeout=TIMEOUT)
-        with _saving(path) as temporary, archive.open(info) as source, open(temporary, "wb") as file:
+        with _saving(path) as temporary, archive.open(clips[path]) as source, open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, CHUNK)
         own.archive = archive
-        bar.update(info.file_size)
+        bar.update(clips[path].file_size)
 
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            saving = [pool.submit(_retrying, path.name, save, path, info) for path, info in clips.items()]
-            for future in as_completed(saving):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ThreadPoolExecutor(workers) as pool:  # whose map cancels what is left when one fails
+        list(pool.map(lambda path: _retrying(path.name, save, path), clips))
 
 
 def _retrying(name: str, action: Callable, *arguments):
@@ -308,48 +300,3 @@ def describe_missing(root: str | Path, classes: Iterable[str]) -> list[str]:
             what = "all" if not present else " ".join(missing) or "some"
             lines.append(f"{label} has {len(present)}{of_known} clips, lacks {what}")
     return lines
-
-
-# ---------------------------------------------------------------- published lists
-
-def check_lists(root: str | Path, lists: str | Path, classes: Iterable[str] | None = None) -> pd.DataFrame:
-    """Compares the official splits, derived from group numbers, with UCF-101's published list files.
-
-    Args:
-        root: folder of class folders.
-        lists: folder with trainlist01.txt and testlist01.txt to those of 03.
-        classes: class folders to compare; None for all in `root`.
-
-    Returns:
-        One row per difference: split, clip_name, difference. Validation clips count as training clips.
-
-    Raises:
-        DataError: a list file is missing.
-    """
-    clips = scan_clips(root, classes)
-    there = {name.lower(): name for name in clips["clip_name"]}
-    differences = []
-    for kind in TEST_GROUPS:
-        listed = _read_lists(Path(lists), kind)
-        derived = make_split(listed[listed["label"].isin(clips["label"])], kind)
-        wrong = derived[(derived["part"] == "test") != (derived["listed"] == "test")]
-        names = {name.lower(): name for name in derived["clip_name"]}
-        differences += [(kind, row.clip_name, f"listed for {row.listed}, derived {row.part}")
-                        for row in wrong.itertuples()]
-        differences += [(kind, names[key], "listed, but not here") for key in sorted(names.keys() - there)]
-        differences += [(kind, there[key], "here, but not listed") for key in sorted(there.keys() - names)]
-    return pd.DataFrame(differences, columns=["split", "clip_name", "difference"])
-
-
-def _read_lists(folder: Path, kind: str) -> pd.DataFrame:
-    """The clips of one pair of list files, with the column `listed`: train or test."""
-    rows = []
-    for part in ("train", "test"):
-        path = folder / f"{part}list0{kind[-1]}.txt"
-        if not path.is_file():
-            raise DataError(f"no {path}: name the folder with UCF-101's trainlist01.txt to testlist03.txt")
-        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
-            name = line.split()[0].rsplit("/", 1)[-1]
-            label = canonical_class(line.split("/")[0])
-            rows.append((name, f"/{label}/{name}", label, group_of(name), part))
-    return pd.DataFrame(rows, columns=[*COLUMNS, "listed"])

@@ -61,14 +61,14 @@ def notebook_with(source: str, path: Path) -> Path:
 
 def test_runner_writes_whole_notebooks_and_keeps_the_old_one_on_failure(tmp_path, capsys):
     good = notebook_with("print('a\\rb')", tmp_path / "good.ipynb")
-    run_notebooks.execute(good, good, tmp_path / "failed", 0.0)
+    run_notebooks.execute(good, good, tmp_path / "failed", 0.0, run_notebooks.start_kernel())
     cell = nbformat.read(good, as_version=4).cells[0]
     assert cell.outputs[0].text == "b\n" and cell.execution_count == 1 and "execution" not in cell.metadata
     assert "good  cell 1/1" in capsys.readouterr().out
     bad = notebook_with("raise ValueError('told')", tmp_path / "bad.ipynb")
     before = bad.read_bytes()
     with pytest.raises(SystemExit, match=r"bad\.ipynb failed: ValueError: told"):
-        run_notebooks.execute(bad, bad, tmp_path / "failed", 0.0)
+        run_notebooks.execute(bad, bad, tmp_path / "failed", 0.0, run_notebooks.start_kernel())
     assert bad.read_bytes() == before and (tmp_path / "failed" / "bad.ipynb").is_file()
 
 

@@ -272,19 +272,20 @@ def test_ensure_makes_splits_once_and_respects_a_users_own(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     touch(tmp_path, *(path[1:] for path in three_classes["clip_path"]))
-    data.main(["split", str(tmp_path), "--kind", "random", "--classes", "Punch", "PullUps"])
+    data.main(["split", str(tmp_path), "--classes", "Punch", "PullUps"])
     printed = capsys.readouterr().out
-    assert "Punch" in printed and "total" in printed and "groups are in more than one part" in printed
+    assert "Punch" in printed and "total" in printed and "written (group)" in printed
+    assert "in more than one part" not in printed
+    write_split(make_split(scan_clips(tmp_path), "random"), tmp_path / "splits")
     before = (tmp_path / "splits" / "train.csv").read_bytes()
-    with pytest.raises(SystemExit, match=r"error: .*already in .*--force") as stopped:
-        data.main(["split", str(tmp_path), "--kind", "group"])
-    assert "\n" not in str(stopped.value)
-    data.main(["split", str(tmp_path)])
-    assert "kept as they were (--force replaces them)" in capsys.readouterr().out
-    assert (tmp_path / "splits" / "train.csv").read_bytes() == before
-    data.main(["split", str(tmp_path), "--force", "--seed", "7"])
+    data.main(["split", str(tmp_path), "--classes", "all"])
     printed = capsys.readouterr().out
-    assert "written (group)" in printed and "in more than one part" not in printed
+    assert "kept as they were" in printed and "groups are in more than one part" in printed
+    assert (tmp_path / "splits" / "train.csv").read_bytes() == before
+    (tmp_path / "splits" / "val.csv").unlink()
+    with pytest.raises(SystemExit, match=r"error: .*lacks val\.csv") as stopped:
+        data.main(["split", str(tmp_path)])
+    assert "\n" not in str(stopped.value)
 
 
 sizes_of_groups = st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=9), min_size=2, max_size=4)

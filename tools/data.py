@@ -61,13 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         getting.add_argument("--classes", nargs="+", default=CLASSES, help=f"names, or all ({' '.join(CLASSES)})")
         getting.add_argument("--root", type=Path, default=UCF101_ROOT, help="folder of class folders (%(default)s)")
 
-    splitting = command(split_clips, "split", "write the split CSVs of a folder of clips, or keep those that are there")
+    splitting = command(split_clips, "split", "write a folder's split CSVs, or keep those that are there")
     splitting.add_argument("root", type=Path, nargs="?", default=UCF101_ROOT,
                            help="folder with one sub-folder of clips per class (%(default)s)")
-    splitting.add_argument("--kind", choices=splits.KINDS, help="official1 for UCF-101's own folder, else group")
     splitting.add_argument("--classes", nargs="+", help="names, or all (all)")
-    splitting.add_argument("--seed", type=int, default=42, help="of the kinds group and random (%(default)s)")
-    splitting.add_argument("--force", action="store_true", help="replace CSVs that are there")
 
     checking = command(check_clips, "check", "decode every clip once, report broken and duplicate ones")
     checking.add_argument("dataset", nargs="?", default="ucf101", help="demo, ucf101 or a folder (%(default)s)")
@@ -92,18 +89,12 @@ def import_clips(root: Path, classes: list[str] | None, source: Path, mode: str)
     print(f"{len(clips)} clips in {root}", *lacking, sep="\n")
 
 
-def split_clips(root: Path, kind: str | None, classes: list[str] | None, seed: int, force: bool) -> None:
-    """Writes the split CSVs, or keeps those that are there; prints the split and what is known about its leakage."""
-    out = root / "splits"
-    kept = [path.name for path in splits.split_paths(out).values() if path.exists() and not force]
-    if kept and kind:
-        raise ValueError(f"{', '.join(kept)} already in {out}: --force replaces them")
-    kind = kind or ("official1" if root.resolve() == UCF101_ROOT.resolve() else "group")
-    if force:
-        splits.write_split(splits.make_split(splits.scan_clips(root, classes), kind, seed), out)
-    else:
-        splits.ensure_splits(root, out, kind, classes, seed)
-    print(f"{'kept as they were (--force replaces them)' if kept else f'written ({kind})'}: the split CSVs in {out}")
+def split_clips(root: Path, classes: list[str] | None) -> None:
+    """Writes the split CSVs where there are none; prints the split and what is known about its leakage."""
+    out, kind = root / "splits", "official1" if root.resolve() == UCF101_ROOT.resolve() else "group"
+    kept = (out / "train.csv").exists()
+    splits.ensure_splits(root, out, kind, classes)
+    print(f"{'kept as they were' if kept else f'written ({kind})'}: the split CSVs in {out}")
     parts = splits.read_split(out)
     print(splits.split_table(parts).to_string())
     if not splits.has_groups(pd.concat(parts.values())):
@@ -120,7 +111,7 @@ def check_clips(dataset: str, csv: Path | None) -> None:
     clips = splits.scan_clips(root).drop(columns="clip_name")
     part = {}
     for folder in (results / "splits", root / "splits"):  # what lies beside the clips counts
-        if any(path.exists() for path in splits.split_paths(folder).values()):
+        if (folder / "train.csv").exists():
             part = {path: name for name, table in splits.read_split(folder).items() for path in table["clip_path"]}
     clips["part"] = [part.get(path, "") for path in clips["clip_path"]]
     csv = csv or results / "dataset" / "check.csv"

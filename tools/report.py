@@ -13,8 +13,6 @@ import base64
 import io
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import metrics
 from comparison import comparison_table, cost_table, load_results, provenance
-from config import ROOT
 from files import ClassicalFiles, ResultFiles, atomic_path, shown
 from machine import hardware_line
 from run_notebooks import NOTEBOOKS
@@ -184,15 +181,7 @@ def index_text(results: Path, models: dict[str, dict], pages: dict[str, Notebook
         dataset=next(iter(models.values()))["dataset"], scores=comparison_table(models), costs=cost_table(models),
         notebooks={name: opening(page) for name, page in pages.items()},
         cards={name: opening(page)[0] for name, page in cards.items()}, figures=figures,
-        provenance=provenance(models), environments=environments.fillna("–"), commit=commit())
-
-
-def commit() -> str:
-    """The commit of the code, where it lies in a git checkout of its own; else an empty string."""
-    if not (ROOT / ".git").exists() or not shutil.which("git"):
-        return ""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        provenance=provenance(models), environments=environments.fillna("–"))
 
 
 # ---------------------------------------------------------------- what the template can't reach

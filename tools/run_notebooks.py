@@ -20,7 +20,7 @@ import nbformat
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPreprocessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -39,17 +39,15 @@ class ShowingClient(NotebookClient):
     def __init__(self, notebook, name: str, started: float, kernel: KernelManager):
         super().__init__(notebook, km=kernel, record_timing=False, timeout=None)
         self.name, self.started = name, started
-        self.code_cells = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+        self.heading, self.cells = "", sum(cell.cell_type == "code" for cell in notebook.cells)
         self.on_cell_start = self._tell
 
     def _tell(self, cell, cell_index: int) -> None:
-        if cell_index in self.code_cells:
-            number = self.code_cells.index(cell_index) + 1
-            before = [c.source for c in self.nb.cells[:cell_index] if c.cell_type == "markdown"]
-            headings = [source for source in before if source.startswith("#")]
-            heading = headings[-1].splitlines()[0].lstrip("# ") if headings else ""
-            elapsed = time.perf_counter() - self.started
-            print(f"[{elapsed:5.0f} s] {self.name}  cell {number}/{len(self.code_cells)}  {heading}", flush=True)
+        if cell.cell_type == "code":
+            elapsed, number = time.perf_counter() - self.started, self.code_cells_executed + 1
+            print(f"[{elapsed:5.0f} s] {self.name}  cell {number}/{self.cells}  {self.heading}", flush=True)
+        elif cell.source.startswith("#"):
+            self.heading = cell.source.splitlines()[0].lstrip("# ")
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
@@ -68,23 +66,17 @@ def start_kernel() -> KernelManager:
     return manager
 
 
-def execute(source: Path, target: Path, failed: Path, started: float, kernel: KernelManager | None = None) -> None:
-    """Executes one notebook and writes it, whole, to `target`.
+def execute(source: Path, target: Path, failed: Path, started: float, kernel: KernelManager) -> None:
+    """Executes one notebook in a kernel, which is shut down at the end, and writes it, whole, to `target`.
 
     Args:
-        source: the notebook.
-        target: where it goes, executed.
         failed: folder that keeps what was executed of a notebook whose cell fails; `target` stays as it was.
         started: of the whole run, on `time.perf_counter`'s clock.
-        kernel: to execute it in, shut down at the end; None starts one.
 
     Raises:
         SystemExit: a cell failed.
     """
-    notebook, kernel = nbformat.read(source, as_version=4), kernel or start_kernel()
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(source, as_version=4), {})
     try:
         ShowingClient(notebook, source.stem, started, kernel).execute()
     except (CellExecutionError, DeadKernelError) as error:
@@ -116,14 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
           flush=True)
     os.environ["DATASET"] = data.name if data.name in DATASETS else str(data.root)
     target, kernel = NOTEBOOKS if data.name == "demo" else data.results / "notebooks", start_kernel()
-    for i, name in enumerate(names):
-        following = start_kernel() if i + 1 < len(names) else None
-        try:
-            execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", data.results / "failed", started, kernel)
-        except BaseException:
-            if following:
-                following.shutdown_kernel(now=True)
-            raise
+    for left, name in zip(reversed(range(len(names))), names, strict=True):
+        following = start_kernel() if left else None  # it ends with this process, where a notebook fails
+        execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", data.results / "failed", started, kernel)
         kernel = following
     print(f"\n{headline(data.results)}\nnotebooks: {shown(target)}/   results: {shown(data.results)}/   "
           f"elapsed: {time.perf_counter() - started:.0f} s")

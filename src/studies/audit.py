@@ -35,6 +35,8 @@ SHORTCUTS = {
     "mean colour": ["mean_l", "mean_a", "mean_b"],
     "amount of motion": ["motion"],
 }
+MEASURED = ("kbit_per_second", "motion", "mean_l", "mean_a", "mean_b")  # columns that are empty where unreadable
+TEXTS = ("clip_path", "label", "group", "part", "status", "codec", "sha256", "duplicate_of")
 LAB_SPLITS = {"random": "random splits", "group": "splits by whole groups"}
 
 
@@ -65,8 +67,7 @@ def check_clips(root: str | Path, clips: pd.DataFrame) -> pd.DataFrame:
 def _probe(path: Path) -> dict:
     """One clip, frame by frame with one decoder thread; only the looked-at frames become pictures."""
     facts = {"status": "unreadable", "frames": 0, "duration": 0.0, "fps": 0.0, "width": 0, "height": 0, "codec": "",
-             "kbit_per_second": np.nan, "motion": np.nan, "mean_l": np.nan, "mean_a": np.nan, "mean_b": np.nan,
-             "sha256": file_hash(path)}
+             **dict.fromkeys(MEASURED, np.nan), "sha256": file_hash(path)}
     try:
         capture, info = open_video(path)
     except VideoError:
@@ -110,9 +111,8 @@ def load_or_check(root: str | Path, clips: pd.DataFrame, path: str | Path) -> pd
     """
     clips, path = clips.reset_index(drop=True), Path(path)
     if path.is_file():
-        texts = ("clip_path", "label", "group", "part", "status", "codec", "sha256", "duplicate_of")
-        unknown = {name: [""] for name in ("motion", "kbit_per_second", "mean_l", "mean_a", "mean_b")}
-        saved = pd.read_csv(path, keep_default_na=False, na_values=unknown, dtype=dict.fromkeys(texts, str))
+        saved = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(MEASURED, ""),
+                            dtype=dict.fromkeys(TEXTS, str))
         hashes = [file_hash(clip_file(root, clip_path)) for clip_path in clips["clip_path"]]
         now = pd.DataFrame({"clip_path": clips["clip_path"].astype(str), "sha256": hashes})
         if saved.reindex(columns=now.columns).equals(now):

@@ -129,15 +129,9 @@ def search_space(kind: str, cuts: tuple[str, ...] = ("head",)) -> dict[str, Base
 
 def suggest(trial: Trial, space: dict[str, BaseDistribution]) -> dict:
     """A trial's values, by recipe field."""
-    values = {}
-    for name, its in space.items():
-        if isinstance(its, CategoricalDistribution):
-            values[name] = trial.suggest_categorical(name, its.choices)
-        elif isinstance(its, IntDistribution):
-            values[name] = trial.suggest_int(name, its.low, its.high)
-        else:
-            values[name] = trial.suggest_float(name, its.low, its.high, log=its.log)
-    return values
+    suggesting = {FloatDistribution: trial.suggest_float, IntDistribution: trial.suggest_int,
+                  CategoricalDistribution: trial.suggest_categorical}
+    return {name: suggesting[type(its)](name, **vars(its)) for name, its in space.items()}
 
 
 def baselines(recipe: Recipe, cuts: tuple[str, ...] = ("head",)) -> dict[str, dict]:
@@ -169,7 +163,7 @@ def cross_validate(trial: Trial, clips: dict[str, tuple[VideoModel, Clips, Clips
     """
     recipe = replace(recipe, **suggest(trial, search_space(recipe.kind, tuple(clips))))
     model, augmented, centre = clips[recipe.trained]
-    losses, accuracies, sizes = [], [], []
+    losses, accuracies, sizes = [], [], [len(held_out) for _, held_out in folds]
     for fold, (rows, held_out) in enumerate(folds):
         try:
             history = train_head(model, Subset(augmented, rows), Subset(centre, held_out), recipe, seed + fold).history
@@ -177,8 +171,7 @@ def cross_validate(trial: Trial, clips: dict[str, tuple[VideoModel, Clips, Clips
             raise optuna.TrialPruned(str(error)) from error
         losses.append(history["val_losses"][-1])
         accuracies.append(history["val_accs"][-1])
-        sizes.append(len(held_out))
-        loss = float(np.average(losses, weights=sizes))
+        loss = float(np.average(losses, weights=sizes[:fold + 1]))
         trial.report(loss, fold)
         if fold + 1 < len(folds) and "setting" not in trial.user_attrs and trial.should_prune():
             raise optuna.TrialPruned
@@ -369,9 +362,8 @@ def test_of_choice(study: optuna.Study, data: VideoData, seeds: tuple[int, ...] 
     key = f"{study.study_name} trial {study.best_trial.number} seeds {' '.join(map(str, seeds))}"
     if (kept := read_json(path).get(key)) is None:
         recipe = Recipe(**settings["recipe"])
-        default = baselines(recipe, tuple(settings["cuts"]))["default"]
-        recipes = {"default": replace(recipe, **default), "tuned": best_recipe(study)}
-        rows = []
+        default = replace(recipe, **baselines(recipe, tuple(settings["cuts"]))["default"])
+        recipes, rows = {"default": default, "tuned": best_recipe(study)}, []
         for setting, its in recipes.items():
             experiment = untrained(data, its, settings["weights"], settings["seed"], cache=cache)
             rows += [{"setting": setting, **row} for row in _test(experiment, seeds)]
@@ -400,12 +392,9 @@ def choice_reading(choice: pd.DataFrame, videos: int) -> str:
     default, tuned = by_seed["accuracy"].mean()
     default_loss, tuned_loss = by_seed["loss"].mean()
     spread = (by_seed["accuracy"]["tuned"] - by_seed["accuracy"]["default"]).std()
-    if abs(tuned - default) < 1 / videos:
-        verdict = "The search made no difference that this test could show"
-    elif tuned > default:
-        verdict = "The search helped on the test set"
-    else:
-        verdict = "The search did not help: the defaults did better"
+    verdict = ("The search made no difference that this test could show" if abs(tuned - default) < 1 / videos else
+               "The search helped on the test set" if tuned > default else
+               "The search did not help: the defaults did better")
     change = "the same" if tuned_loss == default_loss else "lower" if tuned_loss < default_loss else "higher"
     return (f"{verdict}: accuracy {tuned:.3f} with the chosen values, {default:.3f} with the defaults (means of "
             f"{len(by_seed)} seeds, whose differences spread by {spread:.3f}; one of the {videos} test videos is worth "

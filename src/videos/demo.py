@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from config import CLASSES, DEMO_ROOT
 from files import atomic_path, read_json, remove_abandoned, write_json
 from machine import cores, opencv_without_threads
 
+Person = Stage = SimpleNamespace  # their fields stand where they are made: `random_person`, `paint_stage`
 VERSION = 1
 IDLE_SECONDS = 10  # after which worker processes end
 HEIGHT, WIDTH, FPS = 240, 320, 25
@@ -118,21 +120,14 @@ def shadow(image, x, y, rx, ry, strength=0.5) -> None:
 
 # ---------------------------------------------------------------- people
 
-@dataclass(frozen=True)
-class Person:
+def random_person(rng) -> Person:
     """One person's looks; `unit` is an eighth of the body height in pixels, and every length a multiple."""
-
-    unit: float
-    build: float
-    skin: tuple
-    hair: tuple
-    style: str
-    top: str
-    shirt: tuple
-    shorts: tuple
-    long_legs: bool
-    shoes: tuple
-    gloves: tuple
+    return Person(
+        unit=rng.uniform(33, 37), build=rng.uniform(0.88, 1.2), skin=SKINS[rng.integers(len(SKINS))],
+        hair=HAIRS[rng.integers(len(HAIRS))], style=rng.choice(["short", "short", "bald", "cap", "long"]),
+        top=rng.choice(["bare", "tank", "tee"]), shirt=random_colour(rng), shorts=random_colour(rng),
+        long_legs=rng.random() < 0.35, shoes=random_colour(rng, (0, 0.6)), gloves=random_colour(rng),
+    )
 
 
 @dataclass
@@ -151,15 +146,6 @@ class Pose:
     toes: np.ndarray
     face: int = 1  # 1 side, 0 front, -1 back
     flip: int = 1  # -1 who faces left
-
-
-def random_person(rng) -> Person:
-    return Person(
-        unit=rng.uniform(33, 37), build=rng.uniform(0.88, 1.2), skin=SKINS[rng.integers(len(SKINS))],
-        hair=HAIRS[rng.integers(len(HAIRS))], style=rng.choice(["short", "short", "bald", "cap", "long"]),
-        top=rng.choice(["bare", "tank", "tee"]), shirt=random_colour(rng), shorts=random_colour(rng),
-        long_legs=rng.random() < 0.35, shoes=random_colour(rng, (0, 0.6)), gloves=random_colour(rng),
-    )
 
 
 def reach(starts, targets, upper, lower, sides) -> tuple[np.ndarray, np.ndarray]:
@@ -263,17 +249,6 @@ def draw_person(image, person: Person, pose: Pose, gloves=False, rod: Stage | No
 
 
 # ---------------------------------------------------------------- stage
-
-@dataclass(frozen=True)
-class Stage:
-    """A painted scene: `background` (H, W, 3) RGB uint8, and where the bar is or would be."""
-
-    background: np.ndarray
-    bar_x: float
-    bar_y: float
-    bar_half: float
-    bar_colour: tuple
-
 
 def add_texture(image, rng, cells: tuple[int, int], strength: float) -> None:
     """Adds smooth noise with cells of (width, height) pixels to a part of an image, in place."""
@@ -439,8 +414,8 @@ def paint_bench(image, rng, base: int) -> None:
 def paint_bystander(image, rng, base: int) -> None:
     """Somebody who stands and watches, farther away than the actors."""
     person, x = random_person(rng), rng.choice([rng.uniform(60, 260), rng.uniform(540, 740)])
-    u, foot = person.unit * rng.uniform(0.62, 0.95), base + rng.uniform(18, 60)
-    person = replace(person, unit=u)
+    person.unit *= rng.uniform(0.62, 0.95)
+    u, foot = person.unit, base + rng.uniform(18, 60)
     face, flip = int(rng.integers(0, 2)), int(rng.choice([-1, 1]))
     wide = 0.85 if face == 0 else 0.2
     pairs = np.array([(-wide * u, 0.0), (wide * u, 0.0)])
@@ -457,13 +432,16 @@ def paint_bystander(image, rng, base: int) -> None:
 
 
 def paint_stage(rng, needs_bar: bool, bystanders: int) -> Stage:
-    """A random scene: a gym, a hall or a place outdoors, with things and people that belong to no class."""
+    """A random scene: a gym, a hall or a place outdoors, with things and people that belong to no class.
+
+    Its `background` is (600, 800, 3) RGB uint8; the bar is where it says, or would be.
+    """
     image = np.empty((STAGE_H, STAGE_W, 3), np.uint8)
     base = int(rng.integers(365, 430))
     (paint_outdoors if rng.random() < 0.4 else paint_wall)(image, rng, base)
     paint_floor(image, rng, base)
-    stage = Stage(image, rng.uniform(375, 425), rng.uniform(108, 126), rng.uniform(120, 190),
-                  random_colour(rng, (0, 0.7), (0.3, 0.9)))
+    stage = Stage(background=image, bar_x=rng.uniform(375, 425), bar_y=rng.uniform(108, 126),
+                  bar_half=rng.uniform(120, 190), bar_colour=random_colour(rng, (0, 0.7), (0.3, 0.9)))
     for paint, chance in ((paint_ropes, 0.35), (paint_bag, 0.4), (paint_bench, 0.35), (paint_mat, 0.5)):
         if rng.random() < chance:
             paint(image, rng, base)

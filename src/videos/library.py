@@ -68,12 +68,21 @@ class VideoData:
 def locate(dataset: str = "demo", results: Path = RESULTS) -> tuple[str, Path, Path]:
     """Name, root folder and results root of a data set, without opening it.
 
+    A folder is given absolutely, or relative to the working folder or the repository.
+
     Raises:
         FileNotFoundError: it is neither `demo`, `ucf101` nor a folder.
     """
-    root = DATASETS.get(dataset) or find_folder(dataset)
-    name = dataset if dataset in DATASETS else _folder_name(root)
-    return name, root, results if dataset == "ucf101" else results / name
+    if dataset in DATASETS:
+        return dataset, DATASETS[dataset], results if dataset == "ucf101" else results / dataset
+    places = dict.fromkeys([Path(dataset).expanduser().absolute(), ROOT / dataset])
+    root = next((place.resolve() for place in places if place.is_dir()), None)
+    if root is None:
+        raise FileNotFoundError(f"DATASET={dataset}: neither demo, ucf101 nor a folder (looked at "
+                                f"{' and '.join(map(str, places))})")
+    name = re.sub(r"[^\w.-]+", "-", root.name)
+    name = f"{name}-sample" if name in DATASETS else name  # apart from the names that are taken
+    return name, root, results / name
 
 
 def open_data(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None, seed: int = 42,
@@ -113,26 +122,6 @@ def open_asked() -> VideoData:
     """The data set that DATASET, SPLIT, CLASSES and SEED in the environment ask for, as `open_data`."""
     return open_data(os.environ.get("DATASET") or "demo", os.environ.get("SPLIT") or None,
                      os.environ.get("CLASSES", "").split() or None, int(os.environ.get("SEED") or 42))
-
-
-def find_folder(dataset: str) -> Path:
-    """A folder given absolutely, or relative to the working folder or the repository.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    places = dict.fromkeys([Path(dataset).expanduser().absolute(), ROOT / dataset])
-    for place in places:
-        if place.is_dir():
-            return place.resolve()
-    raise FileNotFoundError(f"DATASET={dataset}: neither demo, ucf101 nor a folder (looked at "
-                            f"{' and '.join(map(str, places))})")
-
-
-def _folder_name(root: Path) -> str:
-    """A results folder's name for a folder of clips, apart from the names that are taken."""
-    name = re.sub(r"[^\w.-]+", "-", root.name)
-    return f"{name}-sample" if name in DATASETS else name
 
 
 def _variant(split: str | None, default: str, classes: list[str] | None) -> str:

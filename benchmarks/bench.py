@@ -6,8 +6,6 @@ Each measurement runs in a process of its own, the repeats interleaved. Networks
 not depend. Writes results/benchmarks/<machine>.json and .md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -74,7 +72,6 @@ def measure_ours(kind: str, clips: str) -> dict:
         whole, reload = stopwatch(lambda: evaluate(study(kind, data))), stopwatch(study, kind, data)
         run = study(kind, data)
         return {"whole_s": whole, "features_s": run.stats["feature_time"], "reload_s": reload,
-                "epochs": run.recipe.epochs, "trained": run.recipe.trained,
                 "second_training_s": stopwatch(study, kind, data, lr=1e-3)}
 
 
@@ -111,13 +108,9 @@ def measure_loader(kind: str, clips: str) -> dict:
 def measure_decode(clips: str) -> dict:
     """Clips per second of decoding 20 frames spread over each clip, by decoder; one thread where it can be set."""
     files = load_dataset(open_clips(clips).root)[0][:30]
-    decoders = {"ours": decode_ours, "opencv_all_frames": seed_pipeline.read_all_frames, "av": decode_av}
+    decoders = {"ours": lambda path: read_frames(path, lambda info: segment_indices(info.frames, 20)),
+                "opencv_all_frames": seed_pipeline.read_all_frames, "av": decode_av}
     return {f"{name}_clips_per_s": rate(decode, files) for name, decode in decoders.items()}
-
-
-def decode_ours(path: str) -> np.ndarray:
-    """20 frames as the study reads them."""
-    return read_frames(path, lambda info: segment_indices(info.frames, 20))[0]
 
 
 def decode_av(path: str) -> np.ndarray:

@@ -5,8 +5,6 @@ epoch, each frame then goes through PIL by itself, models run in float32 with NC
 whole, and the 3D network passes every clip through its frozen backbone at 224x224.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2
@@ -44,11 +42,8 @@ class SeedDataset(VideoDataset2D):
 def read_all_frames(path: str | Path) -> list[np.ndarray]:
     """Every frame, RGB, 320x240, blurred."""
     capture, frames = cv2.VideoCapture(str(path)), []
-    while True:
-        ok, frame = capture.read()
-        if not ok:
-            break
-        frame = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), (320, 240))
+    while (read := capture.read())[0]:
+        frame = cv2.resize(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), (320, 240))
         frames.append(cv2.GaussianBlur(frame, (5, 5), 0))
     capture.release()
     return frames
@@ -59,14 +54,13 @@ class SeedResNet18(nn.Module):
 
     def __init__(self, num_classes: int):
         super().__init__()
-        net = models.resnet18(weights=None)  # values don't matter for time
-        self.features = nn.Sequential(*list(net.children())[:-1])
-        self.dropout, self.fc = nn.Dropout(0.5), nn.Linear(512, num_classes)
+        self.features = models.resnet18(weights=None)  # values don't matter for time
+        self.features.fc = nn.Identity()
+        self.classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, num_classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, t = x.shape[:2]
-        features = self.features(x.view(b * t, *x.shape[2:])).view(b, t, -1)
-        return self.fc(self.dropout(features.mean(dim=1)))
+        features = self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # (B, T, 512)
+        return self.classifier(features.mean(dim=1))
 
 
 def build(kind: str, num_classes: int) -> nn.Module:

@@ -1,7 +1,5 @@
 """The benchmark's figures as a Markdown page: each ratio with the two figures that it is made of."""
 
-from __future__ import annotations
-
 import numpy as np
 
 HEADER = ["model or decoder", "what", "seed's or decoder's", "ours", "ratio"]
@@ -21,12 +19,7 @@ LOADING = {
 
 
 def markdown(document: dict, hardware: str) -> str:
-    """The whole page; what was not measured is left out.
-
-    Args:
-        document: with `clips` and `measured`, as bench.py writes it.
-        hardware: the hardware line.
-    """
+    """The whole page of a `document`, as bench.py writes it; what was not measured is left out."""
     measured, study, loading, latency, growth = document["measured"], [], [], [], []
     for kind, name in NAMES.items():
         seed, ours, rates, times = (measured.get(f"{task}_{kind}", {}) for task in TASKS)

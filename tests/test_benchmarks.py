@@ -58,7 +58,7 @@ def figure(median: float, n: int = 3) -> dict:
 def test_page_states_each_ratio_with_its_figures():
     measured = {
         "seed_2d": {"epochs_8_s": figure(1000), "peak_mib": figure(3000)},
-        "ours_2d": {"whole_s": figure(40), "epochs": figure(16), "features_s": figure(30), "reload_s": figure(0.5),
+        "ours_2d": {"whole_s": figure(40), "features_s": figure(30), "reload_s": figure(0.5),
                     "peak_mib": figure(1500), "second_training_s": figure(4)},
         "decode": {"ours_clips_per_s": figure(60), "av_clips_per_s": figure(30), "peak_mib": figure(100)},
         "latency_3d": {"seed_model_1_threads_s": figure(2), "ours_model_1_threads_s": figure(0.1)},

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -52,12 +53,12 @@ def snapshot(root: Path) -> dict[str, int]:
 
 
 def small(root: Path, **changes) -> Path:
-    return render_dataset(root, **{"groups": 1, "clips": 1, "workers": 1, "progress": False, **changes})
+    return render_dataset(root, **{"groups": 1, "clips": 1, "workers": 1, **changes})
 
 
 @pytest.fixture(scope="session")
 def full(tmp_path_factory) -> Path:
-    return render_dataset(tmp_path_factory.mktemp("demo"), progress=False)
+    return render_dataset(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +169,7 @@ def test_workers_start_afresh_beside_opencvs_threads_and_in_an_unguarded_script(
                       "cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (5, 5), 0)\n"
                       "threads = cv2.getNumThreads()\n"
                       "from videos.demo import render_dataset\n"
-                      f"render_dataset({str(tmp_path / 'demo')!r}, groups=2, clips=1, workers=2, progress=False)\n"
+                      f"render_dataset({str(tmp_path / 'demo')!r}, groups=2, clips=1, workers=2)\n"
                       "assert cv2.getNumThreads() == threads\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -273,21 +274,23 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
         small(tmp_path / "file" / "demo")
 
 
-def test_command_line(tmp_path):
-    command = [sys.executable, data.__file__, "demo", "--root", tmp_path, "--groups", "1", "--clips", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(tmp_path) and len(list(tmp_path.glob("*/*.avi"))) == 3
-    failed = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "delete" in failed.stderr
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "render_dataset", partial(small, tmp_path))
+    data.main(["demo"])
+    assert capsys.readouterr().out.strip() == str(tmp_path) and len(list(tmp_path.glob("*/*.avi"))) == 3
+    monkeypatch.setattr(data, "render_dataset", partial(small, tmp_path, seed=5))
+    with pytest.raises(SystemExit, match=r"^error: .*delete") as failed:
+        data.main(["demo"])
+    assert "\n" not in str(failed.value)
 
 
-def test_stopped_at_the_command_line(monkeypatch, tmp_path):
+def test_stopped_at_the_command_line(monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data, "render_dataset", stop)
     with pytest.raises(SystemExit, match=r"^stopped: run again to go on") as stopped:
-        data.main(["demo", "--root", str(tmp_path)])
+        data.main(["demo"])
     assert "\n" not in str(stopped.value)
 
 

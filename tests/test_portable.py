@@ -60,7 +60,7 @@ if __name__ == "__main__":
     from videos.library import open_data
 
     assert multiprocessing.get_start_method() == "spawn"
-    render_dataset(results / "demo", classes=["Punch"], groups=1, clips=2, workers=2, progress=False)
+    render_dataset(results / "demo", classes=["Punch"], groups=1, clips=2, workers=2)
     data = open_data(str(clips), results=results)
     recipe = get_recipe("recommended", "3d", num_frames=2, train_views=1, epochs=1, test_clips=2, batch_size=12)
     for reloaded in (False, True):

@@ -348,13 +348,6 @@ def test_wrong_crc(tmp_path, serve, members, compression):
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_disk_too_small(tmp_path, serve, archive, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(DataError, match=r"disk is full .*need 4.0 MB, and 1.0 MB are free"):
-        fetch(["PullUps"], tmp_path, serve(archive).url)
-    assert not contents(tmp_path)
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_disk_that_fills_up(tmp_path, serve, archive, members, monkeypatch):
     @contextmanager

@@ -8,11 +8,8 @@ A stage of 800x600 pixels is painted once per clip; people are drawn onto a copy
 turns it into a frame. Points are (x, y) in stage pixels, y down; colours are RGB, 0 to 255.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +23,10 @@ from config import CLASSES, DEMO_ROOT
 from files import atomic_path, read_json, remove_abandoned, write_json
 from machine import cores, opencv_without_threads
 
-Person = Stage = SimpleNamespace  # their fields stand where they are made: `random_person`, `paint_stage`
+# Their fields stand where they are made: by `random_person`, `paint_stage` and the actions. A pose has joints in
+# pixels, (x, y), or pairs of them (far or left, near or right); `up` points from chin to crown; `face` is 1 from the
+# side, 0 from the front, -1 from behind; `flip` is -1 for who faces left.
+Person = Stage = Pose = SimpleNamespace
 VERSION = 1
 IDLE_SECONDS = 10  # after which worker processes end
 HEIGHT, WIDTH, FPS = 240, 320, 25
@@ -128,24 +128,6 @@ def random_person(rng) -> Person:
         top=rng.choice(["bare", "tank", "tee"]), shirt=random_colour(rng), shorts=random_colour(rng),
         long_legs=rng.random() < 0.35, shoes=random_colour(rng, (0, 0.6)), gloves=random_colour(rng),
     )
-
-
-@dataclass
-class Pose:
-    """Joints in pixels, (x, y); pairs are (far or left, near or right). `up` points from chin to crown."""
-
-    neck: np.ndarray
-    head: np.ndarray
-    up: np.ndarray
-    shoulders: np.ndarray
-    elbows: np.ndarray
-    hands: np.ndarray
-    hips: np.ndarray
-    knees: np.ndarray
-    ankles: np.ndarray
-    toes: np.ndarray
-    face: int = 1  # 1 side, 0 front, -1 back
-    flip: int = 1  # -1 who faces left
 
 
 def reach(starts, targets, upper, lower, sides) -> tuple[np.ndarray, np.ndarray]:
@@ -427,8 +409,9 @@ def paint_bystander(image, rng, base: int) -> None:
     ankles = point(x, foot) + 0.55 * pairs
     toes = ankles + ((0.6 * flip * u, 2) if face == 1 else (0, 0.2 * u))
     shadow(image, x, foot + 3, 1.6 * u, 0.4 * u)
-    draw_person(image, person, Pose(neck, neck - (0, 0.85 * u), point(0, -1), shoulders, elbows, hands, hips,
-                                    (hips + ankles) / 2, ankles, toes, face, flip))
+    pose = Pose(neck=neck, head=neck - (0, 0.85 * u), up=point(0, -1), shoulders=shoulders, elbows=elbows, hands=hands,
+                hips=hips, knees=(hips + ankles) / 2, ankles=ankles, toes=toes, face=face, flip=flip)
+    draw_person(image, person, pose)
 
 
 def paint_stage(rng, needs_bar: bool, bystanders: int) -> Stage:
@@ -481,8 +464,9 @@ def pull_ups(group_rng, rng, stage: Stage):
         ankles = knees + 1.8 * u * (tuck - 0.15 * up) * legs - pairs * spread * 0.6
         hands = point(stage.bar_x, stage.bar_y) + (grip * pairs / width)
         elbows, _ = reach(shoulders, hands, 1.42 * u, 1.4 * u, (-1, 1))
-        pose = Pose(neck, neck - (0, 0.85 * u), point(0.1 * np.sin(t), -1), shoulders, elbows, hands, hips,
-                    knees, ankles, ankles + point(0, 0.5 * u), face)
+        pose = Pose(neck=neck, head=neck - (0, 0.85 * u), up=point(0.1 * np.sin(t), -1), shoulders=shoulders,
+                    elbows=elbows, hands=hands, hips=hips, knees=knees, ankles=ankles,
+                    toes=ankles + point(0, 0.5 * u), face=face, flip=1)
         shadow(image, stage.bar_x, GROUND - 12, 60, 14, 0.4)
         draw_person(image, person, pose, rod=stage if face == 0 else None)
 
@@ -514,8 +498,9 @@ def push_ups(group_rng, rng, stage: Stage):
         neck = heel + 6.55 * u * along + 0.1 * u * normal
         head = neck + 0.85 * u * (along + 0.15 * normal)
         ankles = np.tile(heel, (2, 1)) + depth
-        pose = Pose(*map(seen, (neck, head)), along + point(0, gaze), *map(seen, (
-            shoulders, elbows, hands, hips, (hips + ankles) / 2, ankles, ankles + point(0.15 * u, 0.6 * u))))
+        joints = {"neck": neck, "head": head, "shoulders": shoulders, "elbows": elbows, "hands": hands, "hips": hips,
+                  "knees": (hips + ankles) / 2, "ankles": ankles, "toes": ankles + point(0.15 * u, 0.6 * u)}
+        pose = Pose(up=along + point(0, gaze), face=1, flip=1, **{name: seen(joint) for name, joint in joints.items()})
         shadow(image, *seen(point(x - 2.7 * u, ground + 6)), 4.2 * u * squeeze, 22)
         draw_person(image, person, pose)
 
@@ -561,7 +546,8 @@ def boxer_pose(person: Person, x, flip, bob, attack, target, recoil) -> Pose:
     head = neck - (0, 0.8 * u) + (0.15 - 0.35 * recoil) * u * forward
     up = point((0.25 - 0.5 * recoil) * flip, -1)
     toes = ankles + point(0.6 * flip * u, 3)
-    return Pose(neck, head, up, shoulders, elbows, hands, hips, knees, ankles, toes, 1, flip)
+    return Pose(neck=neck, head=head, up=up, shoulders=shoulders, elbows=elbows, hands=hands, hips=hips, knees=knees,
+                ankles=ankles, toes=toes, face=1, flip=flip)
 
 
 def punch(group_rng, rng, stage: Stage):
@@ -630,10 +616,7 @@ def check_request(classes, group: int, clip: int, seed: int) -> None:
 def render_clip(label: str, group: int, clip: int, seed: int = 0) -> np.ndarray:
     """One clip, a pure function of its arguments: (T, 240, 320, 3) RGB uint8, T from 50 to 100.
 
-    Args:
-        label: `PullUps`, `Punch` or `PushUps`.
-        group, clip: numbers from 1; people, scene and bar are the group's.
-        seed: any integer from 0.
+    Groups and clips count from 1, seeds from 0; people, scene and bar are the group's.
 
     Raises:
         ValueError: unknown label, or a number below its range.
@@ -682,15 +665,11 @@ def claim_folder(root: Path, seed: int) -> None:
 
 
 def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int = 3, seed: int = 0,
-                   workers: int | None = None, progress: bool = True) -> Path:
+                   workers: int | None = None) -> Path:
     """Renders the clips that `root` lacks; with all of them there it touches nothing.
 
-    Args:
-        root: folder of the data set; a `demo.json` in it remembers the seed and the renderer's version.
-        groups: per class; `clips` are per group.
-        seed: any integer from 0; the same seed gives the same frames, whatever the number of workers.
-        workers: processes; by default one per CPU that this process may use.
-        progress: show a progress bar.
+    There are `groups` per class and `clips` per group. The same seed gives the same frames, whatever the number of
+    workers: processes, by default one per CPU that this one may use. A `demo.json` remembers seed and renderer.
 
     Raises:
         ValueError: unknown class, a number below its range, or a folder rendered with another seed.
@@ -707,5 +686,5 @@ def render_dataset(root=DEMO_ROOT, classes=CLASSES, groups: int = 16, clips: int
         remove_abandoned(root)
         pool = Parallel(min(workers or cores(), len(tasks)), return_as="generator", idle_worker_timeout=IDLE_SECONDS)
         done = pool(delayed(write_clip)(path, *clip) for path, clip in tasks.items())
-        list(tqdm(done, total=len(tasks), desc="rendering", disable=not progress))
+        list(tqdm(done, total=len(tasks), desc="rendering", disable=None))  # None: where nobody sees it
     return root

@@ -1,7 +1,5 @@
 """Data sets: found by name, opened, split."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -11,16 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from config import DEMO_ROOT, RESULTS, ROOT, UCF101_ROOT
+from videos import splits
 from videos.demo import render_dataset
-from videos.splits import (
-    check_leakage,
-    ensure_splits,
-    has_groups,
-    leakage_warning,
-    read_part,
-    read_split,
-    split_hash,
-)
 
 DATASETS = {"demo": DEMO_ROOT, "ucf101": UCF101_ROOT}
 
@@ -62,7 +52,7 @@ class VideoData:
 
     def table(self, part: str) -> pd.DataFrame:
         """A part's CSV as a DataFrame."""
-        return read_part(self.splits[part])
+        return splits.read_part(self.splits[part])
 
 
 def locate(dataset: str = "demo", results: Path = RESULTS) -> tuple[str, Path, Path]:
@@ -105,16 +95,20 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     elif dataset == "ucf101" and not root.is_dir():
         raise FileNotFoundError(f"{root}: UCF-101 is not there; put its class folders there, or name another DATASET")
     default = "official1" if dataset == "ucf101" else "group"
-    folder = (root if dataset in DATASETS else own_results) / "splits" / _variant(split, default, classes)
-    paths = ensure_splits(root, folder, split or default, classes, seed)
-    parts = read_split(folder)
-    shared = check_leakage(parts)
-    if warning := leakage_warning(shared):
+    kind = "" if split in (None, default) else split
+    chosen = hashlib.sha256("\n".join(sorted(classes)).encode()).hexdigest()[:8] if classes else ""
+    variant = "-".join(filter(None, (kind, chosen)))  # nothing for the default split of all classes
+    folder = (root if dataset in DATASETS else own_results) / "splits" / variant
+    paths = splits.ensure_splits(root, folder, split or default, classes, seed)
+    parts = splits.read_split(folder)
+    shared = splits.check_leakage(parts)
+    if warning := splits.leakage_warning(shared):
         print(f"warning: {warning}")
     clips = pd.concat(parts.values())
     labels = sorted(clips["label"].unique())
-    about = {"kind": split or default, "sha256": split_hash(parts), "clips": {k: len(v) for k, v in parts.items()},
-             "groups_named": has_groups(clips), "shared_groups": len(shared)}
+    about = {"kind": split or default, "sha256": splits.split_hash(parts),
+             "clips": {part: len(table) for part, table in parts.items()},
+             "groups_named": splits.has_groups(clips), "shared_groups": len(shared)}
     return VideoData(name, root, {label: i for i, label in enumerate(labels)}, paths, about, own_results)
 
 
@@ -122,10 +116,3 @@ def open_asked() -> VideoData:
     """The data set that DATASET, SPLIT, CLASSES and SEED in the environment ask for, as `open_data`."""
     return open_data(os.environ.get("DATASET") or "demo", os.environ.get("SPLIT") or None,
                      os.environ.get("CLASSES", "").split() or None, int(os.environ.get("SEED") or 42))
-
-
-def _variant(split: str | None, default: str, classes: list[str] | None) -> str:
-    """Sub-folder of the splits folder: none for a data set's default split of all its classes."""
-    kind = "" if split in (None, default) else split
-    chosen = hashlib.sha256("\n".join(sorted(classes)).encode()).hexdigest()[:8] if classes else ""
-    return "-".join(part for part in (kind, chosen) if part)

@@ -3,8 +3,6 @@
 UCF-101: Soomro, Zamir, Shah, CRCV-TR-12-01, 2012. Of the zip only the wanted members are read.
 """
 
-from __future__ import annotations
-
 import difflib
 import errno
 import filecmp
@@ -71,8 +69,9 @@ def canonical_class(name: str) -> str:
     return _BY_LOWER_CASE.get(name.lower(), name)
 
 
-def _choose(available: Iterable[str], classes: Iterable[str] | None, place: str | Path) -> list[str]:
-    available = sorted(available)
+def _choose(found: dict[str, dict], classes: Iterable[str] | None, out: Path, place: str | Path) -> dict[Path, object]:
+    """The place in `out` of each clip of some classes, to where it comes from; `found` is by class and name."""
+    available = sorted(found)
     if not available:
         raise DataError(f"{place} has no clips: it needs v_<Class>_gNN_cNN.avi files, or one folder per class")
     wanted = set(available) if classes is None else {canonical_class(name) for name in classes}
@@ -80,7 +79,8 @@ def _choose(available: Iterable[str], classes: Iterable[str] | None, place: str 
         near = difflib.get_close_matches(name, available, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {' '.join(available)}"
         raise DataError(f"{place} has no class {name}: {hint}")
-    return sorted(wanted)
+    remove_abandoned(out)
+    return {out / label / name: clip for label in sorted(wanted) for name, clip in found[label].items()}
 
 
 def _is_there(path: Path, size: int, source: str | Path) -> bool:
@@ -107,7 +107,7 @@ def _saving(path: Path) -> Iterator[Path]:
 
 def fetch(classes: Iterable[str] | None, out: str | Path = UCF101_ROOT, url: str = DEFAULT_URL,
           workers: int = 4) -> list[Path]:
-    """Downloads the clips of some classes by range reads of a remote zip, into `<out>/<Class>/`.
+    """Downloads the clips of some classes by range reads of a remote zip, into `<out>/<Class>/`; gives all their paths.
 
     A clip gets its name only when it is whole and its CRC is right. Clips that are there are not fetched again, so an
     interrupted run is continued by running it again.
@@ -117,28 +117,18 @@ def fetch(classes: Iterable[str] | None, out: str | Path = UCF101_ROOT, url: str
         url: a zip whose members are called `v_<Class>_gNN_cNN.avi`, in whatever folder.
         workers: clips read at the same time; each worker reads the archive's directory once.
 
-    Returns:
-        The paths of all clips of these classes.
-
     Raises:
         DataError: no connection, a server without ranges, a class or clip that the archive lacks, an archive that is
             damaged or changes meanwhile, a full disk, another file at a clip's place.
     """
     out = Path(out)
     with _session(url, workers) as session:
-        members = _retrying(url, _read_directory, session, url)
-        labels = _choose(members, classes, url)
-        clips = {out / label / name: info for label in labels for name, info in members[label].items()}
+        clips = _choose(_retrying(url, _read_directory, session, url), classes, out, url)
         todo = {path: info for path, info in clips.items() if not _is_there(path, info.file_size, url)}
-        remove_abandoned(out)
-        total, missing = (sum(info.file_size for info in some.values()) for some in (clips, todo))
-        out.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(out).free) < missing:
-            raise DataError(f"the disk is full at {out}: free some space and run again; the clips need "
-                            f"{missing / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
-        with tqdm(total=total, initial=total - missing, unit="B", unit_scale=True, desc=f"{len(todo)} clips") as bar:
+        size = sum(info.file_size for info in todo.values())
+        with tqdm(total=size, unit="B", unit_scale=True, desc=f"{len(todo)} clips") as bar:
             _download(session, url, todo, workers, bar)
-    if lacking := describe_missing(out, UCF101_CLASSES if classes is None else labels):
+    if lacking := describe_missing(out, UCF101_CLASSES if classes is None else {path.parent.name for path in clips}):
         raise DataError(f"fetched {len(clips)} clips, but {url} is not complete: {'; '.join(lacking)}")
     return sorted(clips)
 
@@ -224,7 +214,7 @@ def _explain(name: str, error: Exception) -> str:
 # ---------------------------------------------------------------- importing
 
 def import_tree(src: str | Path, out: str | Path, classes: Iterable[str] | None, mode: str = "link") -> list[Path]:
-    """Brings a local copy of UCF-101, or a folder of other videos, into `<out>/<Class>/`.
+    """Brings a local copy of UCF-101, or a folder of other videos, into `<out>/<Class>/`; gives all paths there.
 
     A clip's class is the one in its name (`v_<Class>_gNN_cNN.avi`) or else the folder that it is in, at any depth. So
     the official tree, the zip's flat folder and `train/`, `val/`, `test/` with class folders all do; videos of no class
@@ -234,16 +224,10 @@ def import_tree(src: str | Path, out: str | Path, classes: Iterable[str] | None,
         classes: names; None for all that are found.
         mode: `link` (hard links), `copy`, or `reference` (symbolic links).
 
-    Returns:
-        The paths of all clips of these classes in `out`.
-
     Raises:
         DataError: no such folder or class, no links possible, a full disk, another file at a clip's place.
     """
-    found = _find_clips(Path(src))
-    labels = _choose(found, classes, src)
-    remove_abandoned(Path(out))
-    clips = {Path(out) / label / name: path for label in labels for name, path in found[label].items()}
+    clips = _choose(_find_clips(Path(src)), classes, Path(out), src)
     for target, source in tqdm(clips.items(), unit="clip", desc=mode):
         if not _is_there(target, source.stat().st_size, source.parent):
             _bring(source.resolve(), target, mode)
@@ -287,7 +271,7 @@ def describe_missing(root: str | Path, classes: Iterable[str]) -> list[str]:
     Each class has the groups g01 to g25 of at least four clips; the exact count is known of those in `CLIP_COUNTS`.
     """
     lines = []
-    for label in (name for name in classes if name in UCF101_CLASSES):
+    for label in sorted(set(classes) & set(UCF101_CLASSES)):
         found = filter(None, (_CLIP.fullmatch(path.name) for path in Path(root, label).glob("v_*")))
         present = {(int(clip["group"]), int(clip["clip"])) for clip in found}
         groups = {group for group, _ in present}

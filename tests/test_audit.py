@@ -88,21 +88,23 @@ def test_a_report_is_reused_until_a_clip_changes(videos, capfd):
     assert "reloaded" not in capfd.readouterr().out and changed["frames"][3] == 25
 
 
-def test_check_finds_bad_clips_and_duplicates_across_parts(videos, capfd):
+def test_check_finds_bad_clips_and_duplicates_across_parts(videos, capfd, monkeypatch):
     parts = {name: part["clip_path"].tolist() for name, part in splits.read_split(videos / "splits").items()}
     train, spare, test = parts["train"][0], parts["train"][-1], parts["test"][0]
     shutil.copy(f"{videos}{min(train, test)}", f"{videos}{max(train, test)}")
     (videos / "B" / "unreadable.avi").write_bytes(b"\0" * 5000)
     cut = Path(f"{videos}{spare}")
     cut.write_bytes(cut.read_bytes()[:cut.stat().st_size // 2])
-    csv = videos / "report.csv"
+    monkeypatch.setattr(data, "locate", lambda dataset: (dataset, videos, videos / "results"))
     with pytest.raises(SystemExit, match="unreadable: remove them and fetch or import them again"):
-        data.main(["check", str(videos), "--csv", str(csv)])
+        data.main(["check", "mine"])
     printed = capfd.readouterr().out
+    duplicate = f"duplicate: {max(train, test)} = {min(train, test)}"
+    assert duplicate in printed
     both = "train and test" if train > test else "test and train"
-    assert f"duplicate: {max(train, test)} = {min(train, test)} ({both})" in printed
+    assert f"{duplicate} ({both})" in findings(check_clips(videos, table_of(videos)))
     assert "unreadable: /B/unreadable.avi (0 frames)" in printed and f"truncated: {spare}" in printed
-    table = check_table(pd.read_csv(csv, keep_default_na=False))
+    table = check_table(pd.read_csv(videos / "results" / "dataset" / "check.csv", keep_default_na=False))
     assert table[["clips", "unreadable", "truncated", "duplicates"]].sum().tolist() == [17, 1, 1, 1]
 
 

@@ -86,7 +86,7 @@ def notebooks(tmp_path_factory) -> Path:
                            outputs=outputs, execution_count=1),
              new_markdown_cell("## Twice"), new_markdown_cell("## Twice")]
     nbformat.write(new_notebook(cells=cells), folder / "one.ipynb")
-    cells = [new_markdown_cell(f"No title, {'oneword' * 20}.\n\n## Part")]
+    cells = [new_markdown_cell(f"# two\n\nNo space, {'oneword' * 20}.\n\n## Part")]
     nbformat.write(new_notebook(cells=cells), folder / "two.ipynb")
     return folder
 

@@ -3,8 +3,6 @@
 `python tools/data.py --help` lists the commands, `python tools/data.py COMMAND --help` a command's options.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys
@@ -14,8 +12,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from config import CACHE, CLASSES, DEMO_ROOT, RESULTS, UCF101_ROOT
-from files import shown, write_csv
+from config import CACHE, CLASSES, RESULTS, UCF101_ROOT
+from files import shown
 from videos import splits, ucf101
 from videos.demo import render_dataset
 from videos.library import locate
@@ -44,11 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    demo = command(render_demo, "demo", "render the embedded clips")
-    demo.add_argument("--root", type=Path, default=DEMO_ROOT, help="folder of the data set (%(default)s)")
-    demo.add_argument("--groups", type=int, default=16, help="groups per class (%(default)s)")
-    demo.add_argument("--clips", type=int, default=3, help="clips per group (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    command(render_demo, "demo", "render the embedded clips")
 
     fetching = command(fetch_clips, "fetch", "download only the wanted clips of UCF-101")
     fetching.add_argument("--url", default=ucf101.DEFAULT_URL, help="the archive (%(default)s)")
@@ -68,14 +62,13 @@ def _parser() -> argparse.ArgumentParser:
 
     checking = command(check_clips, "check", "decode every clip once, report broken and duplicate ones")
     checking.add_argument("dataset", nargs="?", default="ucf101", help="demo, ucf101 or a folder (%(default)s)")
-    checking.add_argument("--csv", type=Path, help="where the report goes (dataset/check.csv in its results)")
 
     command(clean, "clean", "remove kept activations and unfinished trainings; clips, models and results stay")
     return parser
 
 
-def render_demo(root: Path, **numbers: int) -> None:
-    print(render_dataset(root, **numbers))
+def render_demo() -> None:
+    print(render_dataset())
 
 
 def fetch_clips(root: Path, classes: list[str] | None, url: str) -> None:
@@ -85,7 +78,7 @@ def fetch_clips(root: Path, classes: list[str] | None, url: str) -> None:
 def import_clips(root: Path, classes: list[str] | None, source: Path, mode: str) -> None:
     """Brings a local copy into place, counts its clips, and says what UCF-101 has besides."""
     clips = ucf101.import_tree(source, root, classes, mode)
-    lacking = ucf101.describe_missing(root, sorted({path.parent.name for path in clips}))
+    lacking = ucf101.describe_missing(root, {path.parent.name for path in clips})
     print(f"{len(clips)} clips in {root}", *lacking, sep="\n")
 
 
@@ -103,20 +96,13 @@ def split_clips(root: Path, classes: list[str] | None) -> None:
         print(warning)
 
 
-def check_clips(dataset: str, csv: Path | None) -> None:
+def check_clips(dataset: str) -> None:
     """Decodes a data set, prints what it holds and what is wrong with it; an unreadable clip is an error at the end."""
     from studies import audit  # which imports torch: not for the other commands
 
     _, root, results = locate(dataset)
-    clips = splits.scan_clips(root).drop(columns="clip_name")
-    part = {}
-    for folder in (results / "splits", root / "splits"):  # what lies beside the clips counts
-        if (folder / "train.csv").exists():
-            part = {path: name for name, table in splits.read_split(folder).items() for path in table["clip_path"]}
-    clips["part"] = [part.get(path, "") for path in clips["clip_path"]]
-    csv = csv or results / "dataset" / "check.csv"
-    report = audit.check_clips(root, clips)
-    write_csv(csv, report)
+    csv = results / "dataset" / "check.csv"
+    report = audit.load_or_check(root, splits.scan_clips(root).drop(columns="clip_name"), csv)
     print(audit.check_table(report).to_string(), *audit.findings(report), f"report: {shown(csv)}", sep="\n")
     if (report["status"] == "unreadable").any():
         raise RuntimeError("some clips are unreadable: remove them and fetch or import them again")

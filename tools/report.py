@@ -6,8 +6,6 @@ DATASET is taken from the environment, as by the notebooks. Pages go to `report/
 from disk, with no network and no script; cards go to `model_cards/`, as Markdown. Their text stands in `templates/`.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import io
@@ -75,10 +73,7 @@ def write_cards(results: Path) -> list[Path]:
 def card(title: str, stats: dict, files: ResultFiles | ClassicalFiles) -> str:
     """One model's card, in Markdown; sections follow Mitchell et al., Model Cards for Model Reporting (2019).
 
-    Args:
-        title: of the model.
-        stats: as `load_results` gives them, with the predictions.
-        files: where the model lies.
+    `stats` are those of `load_results`, with the predictions.
 
     Raises:
         ValueError: the predictions are not of the saved model.
@@ -106,12 +101,9 @@ def card(title: str, stats: dict, files: ResultFiles | ClassicalFiles) -> str:
 # ---------------------------------------------------------------- pages
 
 def build(results: Path, notebooks: Path) -> Path:
-    """Writes a data set's cards and report, from its results and its folder of executed notebooks.
+    """Writes a data set's cards and report, from its results and its folder of executed notebooks; gives the index.
 
     An earlier report is replaced once the new one is whole.
-
-    Returns:
-        The index page.
 
     Raises:
         FileNotFoundError, ValueError: results are missing, or a notebook is missing or not executed.
@@ -140,7 +132,7 @@ def build(results: Path, notebooks: Path) -> Path:
 
 
 def read_executed(folder: Path) -> dict[str, NotebookNode]:
-    """Name to notebook, of a folder's executed notebooks; one that doesn't begin with a title gets its name as one.
+    """Name to notebook, of a folder's executed notebooks; each begins with its title.
 
     Raises:
         FileNotFoundError: there are none.
@@ -150,13 +142,10 @@ def read_executed(folder: Path) -> dict[str, NotebookNode]:
     if not notebooks:
         raise FileNotFoundError(f"{folder}: no notebooks there; execute them for this data set with make run")
     for name, notebook in notebooks.items():
-        cells = notebook.cells
-        counts = [cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+        counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
         if missing := counts.count(None):
             raise ValueError(f"{folder / name}.ipynb: {missing} of {len(counts)} code cells were not executed; "
                              "run make run")
-        if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
-            cells.insert(0, nbformat.v4.new_markdown_cell(f"# {name}"))
     return notebooks
 
 

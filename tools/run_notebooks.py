@@ -7,8 +7,6 @@ the demo data the notebooks are executed in place; with any other data into the 
 that the executed demo is not overwritten.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

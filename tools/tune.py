@@ -5,8 +5,6 @@
 DATASET, SPLIT, CLASSES, SEED, WEIGHTS and RECIPE are taken from the environment, as by the notebooks.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """What a data set holds, and what in it could mislead: broken and duplicate clips, shortcuts, leakage."""
 
-from __future__ import annotations
-
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -186,10 +184,7 @@ def shortcut_scores(report: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """How well the class can be told without looking at the action.
 
     Each rule is a decision tree with as many leaves as there are classes (for duration: one threshold fewer), grown on
-    the training set; the first entry always names the most frequent class.
-
-    Args:
-        report: from `check_clips`, with the column part; unreadable clips are left out.
+    the training set; the first entry always names the most frequent class. Unreadable clips are left out.
 
     Returns:
         Title of the rule to its predictions on the test set: clip_path, group, label, predicted.
@@ -252,7 +247,7 @@ def leakage_lab(clips: pd.DataFrame, representations: dict[str, np.ndarray], rep
         repeats: splits of each kind, seeded 0, 1, ...
 
     Returns:
-        One row per split and representation: representation, split, seed, accuracy, test_clips, shared_groups.
+        One row each: representation, split, seed, accuracy, test_clips, shared_groups.
     """
     clips, rows = clips.reset_index(drop=True), []
     index = pd.Series(clips.index, clips["clip_path"])

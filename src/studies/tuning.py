@@ -4,8 +4,6 @@ A trial is one set of values, judged by its cross-validated loss on the training
 held out. Optuna keeps the trials in a database, so that a study can be interrupted, go on, and be shared by processes.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import sys
@@ -86,12 +84,8 @@ def new_head(model: VideoModel, recipe: Recipe) -> nn.Sequential:
 def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: Recipe, seed: int) -> Training:
     """Trains a new head for all of the recipe's epochs; their number is searched, so nothing stops early.
 
-    Args:
-        model: gives the head's form, and the initial values of a trained stage.
-        train_set: of `Clips`.
-        val_set: of `Clips`; its loss is unsmoothed cross-entropy, by which trials of any smoothing can be compared.
-        recipe: gives optimiser, schedule, epochs, batch size, smoothing, dropout and pooling.
-        seed: of initial values, order, views and dropout.
+    `model` gives the head's form, and the initial values of a trained stage. Both sets are of `Clips`; the loss of
+    `val_set` is unsmoothed cross-entropy, by which trials of any smoothing can be compared.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
@@ -155,11 +149,9 @@ def cross_validate(trial: Trial, clips: dict[str, tuple[VideoModel, Clips, Clips
     folds, initial values and order.
 
     Args:
-        trial: gives the values that are searched.
         clips: by cut, the model and all clips in training views and in the centre view.
         folds: pairs of indices, to train on and held out.
         recipe: for the fields that are not searched; its `trained` is one of the cuts.
-        seed: of the trainings.
     """
     recipe = replace(recipe, **suggest(trial, search_space(recipe.kind, tuple(clips))))
     model, augmented, centre = clips[recipe.trained]
@@ -196,11 +188,9 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
         weights: `auto`, `torchvision`, `packaged` or `none`; `auto` accepts what a finished study has.
         trials: finished ones (pruned ones included) in the whole study.
         seed: of folds, trainings and sampler.
-        cuts: what of the model may be trained: `head`, in seconds per trial, or `stage` too, for a long budget: on two
-            shared cores one step took 3 to 4 s, and a trial has hundreds.
+        cuts: what of the model may be trained: `head`, in seconds per trial, or `stage` too, for a long budget.
         storage: database URL, such as postgresql://...; None takes `tuning/<kind>.db` in the results.
-        recipe: gives the default values and what is not searched; its training views are drawn per clip and kept,
-            whatever it says of them.
+        recipe: gives the default values and what is not searched; its views are always drawn per clip and kept.
 
     Raises:
         ValueError: fewer than two trials, an unknown cut, a storage that can't be opened, too few clips for folds.
@@ -292,8 +282,8 @@ def _optimize(study: optuna.Study, objective: Callable[[Trial], float], trials: 
         study.sampler = optuna.samplers.TPESampler(seed=int(words[0]))
 
     callbacks = [optuna.study.MaxTrialsCallback(trials, FINISHED), prepare_next]
-    first = len(_trials(study))
-    with tqdm(initial=first, total=trials, desc=title, unit="trial", file=sys.stdout, ncols=90) as progress:
+    there = len(_trials(study))
+    with tqdm(initial=there, total=trials, desc=title, unit="trial", file=sys.stdout, ncols=90) as progress:
         prepare_next(study)
         while len(_trials(study)) < trials:
             with suppress(UpdateFinishedTrialError):  # stalled for so long that others took it for dead

@@ -3,7 +3,7 @@
 A prediction table is what `experiment.predict` gives: one row per clip with clip_path, group, label, predicted and a
 column `p_<class>` for each class; an empty one is refused with a ValueError. Clips of one group share people and scene,
 so that they tell less than their number promises: a group is the pair (label, group), and intervals that resample take
-groups whole.
+groups whole. All intervals are of 95 %.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+ALPHA = 0.05  # what an interval leaves out, and a test may err
 TEMPERATURE_BOUNDS = (0.1, 10.0)
 EPSILON = np.finfo(float).eps  # the least probability in a logarithm, as in scikit-learn's log_loss
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its confidence interval."""
+    """An estimate and the ends of its 95 % confidence interval."""
 
     estimate: float
     low: float
@@ -39,18 +40,17 @@ def classification_metrics(predictions: pd.DataFrame) -> dict[str, float]:
 
     The average is over the classes that occur as label or predicted; a class never predicted has precision 0.
     """
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        predictions["label"], predictions["predicted"], average="macro", zero_division=0)
-    return {"accuracy": float(accuracy_score(predictions["label"], predictions["predicted"])),
-            "precision": float(precision), "recall": float(recall), "f1": float(f1)}
+    truth = predictions["label"], predictions["predicted"]
+    macro = precision_recall_fscore_support(*truth, average="macro", zero_division=0)[:3]
+    return {"accuracy": float(accuracy_score(*truth)),
+            **dict(zip(("precision", "recall", "f1"), map(float, macro), strict=True))}
 
 
 def per_class(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Precision, recall, F1 and support of each class, and the 95 % Wilson interval of its recall.
+    """One row per class, in the order of `classes`: precision, recall, recall_low, recall_high, f1, support.
 
-    Returns:
-        One row per class, in the order of `classes`: precision, recall, recall_low, recall_high, f1, support. A class
-        without clips has recall 0, as in scikit-learn, and the interval [0, 1]: nothing is known of it.
+    The ends are of the recall's Wilson interval. A class without clips has recall 0, as in scikit-learn, and the
+    interval [0, 1]: nothing is known of it.
     """
     precision, recall, f1, support = precision_recall_fscore_support(
         predictions["label"], predictions["predicted"], labels=classes, zero_division=0)
@@ -86,45 +86,40 @@ def _refuse_empty(predictions: pd.DataFrame) -> None:
         raise ValueError("the prediction table holds no clips: evaluate the model on a part that has some")
 
 
-# ---------------------------------------------------------------- intervals
-
-def accuracy_interval(predictions: pd.DataFrame, level: float = 0.95) -> Interval:
+def accuracy_interval(predictions: pd.DataFrame) -> Interval:
     """Accuracy with Wilson's score interval (Wilson 1927), as if every clip were drawn by itself.
 
     It is informative also where all clips are correct, but too narrow where clips of a group are alike: read it beside
     `group_bootstrap`.
     """
     correct = _correct(predictions)
-    low, high = _wilson(correct.sum(), len(correct), level)
+    low, high = _wilson(correct.sum(), len(correct))
     return Interval(float(correct.mean()), float(low), float(high))
 
 
 def interval_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Accuracy of several prediction tables with Wilson's 95 % interval: one row per title, accuracy, low and high."""
-    rows = {title: accuracy_interval(predictions) for title, predictions in tables.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"])
+    intervals = {title: accuracy_interval(predictions) for title, predictions in tables.items()}
+    return pd.DataFrame(intervals, index=["accuracy", "low", "high"]).T
 
 
-def _wilson(hits, clips, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def _wilson(hits, clips) -> tuple[np.ndarray, np.ndarray]:
     known = np.maximum(clips, 1)
-    low, high = proportion_confint(hits, known, alpha=1 - level, method="wilson")
+    low, high = proportion_confint(hits, known, alpha=ALPHA, method="wilson")
     # rounding leaves the ends of 0 and of all correct a hair inside the estimate
     return np.minimum(low, hits / known), np.where(clips == 0, 1.0, np.maximum(high, hits / known))
 
 
 def group_bootstrap(predictions: pd.DataFrame, statistic: str = "accuracy", repeats: int = 2000,
-                    seed: int = 0, level: float = 0.95) -> Interval:
+                    seed: int = 0) -> Interval:
     """Percentile interval of `accuracy` or macro `f1` from resampling whole groups within each class.
 
     The cluster bootstrap (Davison & Hinkley 1997), stratified: every class keeps its number of groups. With all clips
     correct the interval is [1, 1], which says nothing: read `accuracy_interval` then. With few groups per class it is
-    too narrow. In simulations of 3 classes with an intraclass correlation of 0.3, 95 % intervals held the true accuracy
-    in 0.90 to 0.92 of the cases with 7 groups per class (Wilson's: 0.82), but in 0.66 to 0.69 with 2 (Wilson's: 0.89 to
-    0.90). Macro F1 is averaged over the classes of the whole table in every resample; since it is not linear in the
-    counts, its interval lies somewhat low.
-
-    Raises:
-        ValueError: another statistic, or an empty table.
+    too narrow. In simulations of 3 classes with an intraclass correlation of 0.3, intervals held the true accuracy in
+    0.90 to 0.92 of the cases with 7 groups per class (Wilson's: 0.82), but in 0.66 to 0.69 with 2 (Wilson's: 0.89 to
+    0.90). Macro F1 is averaged over the classes of the whole table in every resample; its interval lies somewhat low.
+    Another statistic, or an empty table, is a ValueError.
     """
     if statistic not in ("accuracy", "f1"):
         raise ValueError(f"unknown statistic {statistic!r}: accuracy or f1")
@@ -135,8 +130,8 @@ def group_bootstrap(predictions: pd.DataFrame, statistic: str = "accuracy", repe
     groups = counts.groupby([predictions["label"], predictions["group"]]).sum()
     hits, total = np.split(_group_sums(groups, repeats, seed), 2, axis=1)
     if statistic == "accuracy":
-        return _percentile(2 * hits.sum(axis=1) / total.sum(axis=1), level)
-    return _percentile(np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0).mean(axis=1), level)
+        return _percentile(2 * hits.sum(axis=1) / total.sum(axis=1))
+    return _percentile(np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0).mean(axis=1))
 
 
 def _group_sums(groups: pd.DataFrame, repeats: int, seed: int) -> np.ndarray:
@@ -151,68 +146,56 @@ def _group_sums(groups: pd.DataFrame, repeats: int, seed: int) -> np.ndarray:
     return draws @ groups.to_numpy(dtype=float)
 
 
-def _percentile(values: np.ndarray, level: float) -> Interval:
+def _percentile(values: np.ndarray) -> Interval:
     """The first value, and the interval of the others."""
-    return Interval(float(values[0]), *np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2]).tolist())
+    return Interval(float(values[0]), *np.quantile(values[1:], [ALPHA / 2, 1 - ALPHA / 2]).tolist())
 
 
 # ---------------------------------------------------------------- two models, and several
 
-class McNemar(NamedTuple):
-    """Clips that only the first model (b) and only the second (c) names correctly, and the exact p value."""
+class Comparison(NamedTuple):
+    """Accuracy of one model less that of another, with its interval; the clips that only the first (b) and only the
+    second (c) names correctly; and the exact p value of their being equally accurate.
+    """
 
+    difference: float
+    low: float
+    high: float
     b: int
     c: int
     p_value: float
 
 
-def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
-    """The exact McNemar test (1947) of whether two models tested on the same clips are equally accurate.
+def compare(first: pd.DataFrame, second: pd.DataFrame, repeats: int = 2000, seed: int = 0) -> Comparison:
+    """Whether two models tested on the same clips, in any order of rows, are equally accurate.
 
-    It takes clips as independent; `accuracy_difference` keeps groups together. The rows may be in any order.
-
-    Raises:
-        ValueError: the tables are not of the same clips with the same labels.
-    """
-    _, right, other = _aligned(first, second)
-    b, c = int((right & ~other).sum()), int((~right & other).sum())
-    table = [[0, b], [c, 0]]  # the exact test reads only where the models differ
-    return McNemar(b, c, float(contingency_tables.mcnemar(table, exact=True).pvalue))
-
-
-def accuracy_difference(first: pd.DataFrame, second: pd.DataFrame, repeats: int = 2000, seed: int = 0,
-                        level: float = 0.95) -> Interval:
-    """Accuracy of the first model less that of the second, with the paired interval of `group_bootstrap`.
-
-    Both models see the same resampled groups. Where they differ on no clip, or in a class of one group only, which
-    can't be resampled, the interval is a point and says nothing. Errors as `mcnemar`.
+    The interval is the paired one of `group_bootstrap`: both models see the same resampled groups. Where they differ on
+    no clip, or in a class of one group only, which can't be resampled, it is a point and says nothing. The exact test
+    (McNemar 1947) takes clips as independent. Tables of other clips or labels are a ValueError.
     """
     clips, right, other = _aligned(first, second)
     clips = clips.assign(gain=right.astype(int) - other, clips=1)
     gains, sizes = _group_sums(clips.groupby(["label", "group"])[["gain", "clips"]].sum(), repeats, seed).T
-    return _percentile(gains / sizes, level)
+    b, c = int((right & ~other).sum()), int((~right & other).sum())
+    test = contingency_tables.mcnemar([[0, b], [c, 0]], exact=True)  # it reads only where the models differ
+    return Comparison(*_percentile(gains / sizes), b, c, float(test.pvalue))
 
 
-def pairwise(tables: dict[str, pd.DataFrame], repeats: int = 2000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
-    """Every pair of several models' tables: difference, interval and tests, p values adjusted after Holm (1979).
+def pairwise(tables: dict[str, pd.DataFrame], repeats: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """`compare` for every pair of several models' tables, with p values adjusted after Holm (1979).
 
-    Returns:
-        One row per pair: first, second, clips, difference (of accuracies), low, high, b, c, p_value, p_holm.
-
-    Raises:
-        ValueError: fewer than two tables, or tables of different clips; the message names the pair.
+    One row per pair: first, second, clips, the fields of `Comparison`, p_holm. Fewer than two tables, or tables of
+    different clips, are a ValueError; the message names the pair.
     """
     if len(tables) < 2:
         raise ValueError(f"a comparison needs the tables of two models at least, not {len(tables)}")
     rows = []
     for one, two in combinations(tables, 2):
         try:
-            difference = accuracy_difference(tables[one], tables[two], repeats, seed, level)
-            test = mcnemar(tables[one], tables[two])
+            rows.append((one, two, len(tables[one]), *compare(tables[one], tables[two], repeats, seed)))
         except ValueError as error:
             raise ValueError(f"{one} and {two}: {error}") from error
-        rows.append((one, two, len(tables[one]), *difference, *test))
-    pairs = pd.DataFrame(rows, columns=["first", "second", "clips", "difference", "low", "high", "b", "c", "p_value"])
+    pairs = pd.DataFrame(rows, columns=["first", "second", "clips", *Comparison._fields])
     return pairs.assign(p_holm=multipletests(pairs["p_value"], method="holm")[1])
 
 
@@ -229,37 +212,37 @@ def _aligned(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, n
     return first, _correct(first), _correct(second)
 
 
-def pairwise_reading(pairs: pd.DataFrame, level: float = 0.95) -> str:
+def pairwise_reading(pairs: pd.DataFrame) -> str:
     """Whether the test set resolves the differences of `pairwise`, in two sentences a pair, a line each.
 
-    A difference counts as resolved where the Holm-adjusted exact test rejects equality at 1 - level, the level that
-    `pairwise` was given, and the group-clustered interval lies on one side of zero.
+    A difference counts as resolved where the Holm-adjusted exact test rejects equality at the level ALPHA, and the
+    group-clustered interval lies on one side of zero.
     """
-    return "\n".join(_read_pair(pair, level, len(pairs)) for pair in pairs.itertuples())
+    return "\n".join(_read_pair(pair, len(pairs)) for pair in pairs.itertuples())
 
 
-def _read_pair(pair, level: float, comparisons: int) -> str:
+def _read_pair(pair, comparisons: int) -> str:
     if pair.c > pair.b:  # the better one first
         pair = pair._replace(first=pair.second, second=pair.first, b=pair.c, c=pair.b, low=-pair.high, high=-pair.low)
     if pair.b == 0:
         return (f"Of {_videos(pair.clips)}, none is right with only one of {pair.first} and {pair.second}: "
                 "the test set can't tell them apart.")
-    interval = (f"{100 * level:g}% interval {100 * pair.low:z.1f} to {100 * pair.high:z.1f}" if pair.low < pair.high
+    interval = (f"95% interval {100 * pair.low:z.1f} to {100 * pair.high:z.1f}" if pair.low < pair.high
                 else "no interval, since resampling whole groups never changes it")
     adjusted = f", {_p(pair.p_holm)} after Holm over {comparisons} comparisons" if comparisons > 1 else ""
     return (f"Of {_videos(pair.clips)}, {pair.b} {'is' if pair.b == 1 else 'are'} right with {pair.first} only and "
             f"{pair.c or 'none'} with {pair.second} only: a difference of {100 * (pair.b - pair.c) / pair.clips:.1f} "
             f"percentage points ({interval}; exact McNemar {_p(pair.p_value)}{adjusted}). "
-            f"{_verdict(pair, 1 - level, comparisons)}")
+            f"{_verdict(pair, comparisons)}")
 
 
-def _verdict(pair, alpha: float, comparisons: int) -> str:
+def _verdict(pair, comparisons: int) -> str:
     unresolved, least = "The test set does not resolve it", 2.0 ** (1 - pair.b - pair.c)
-    if least > alpha:
+    if least > ALPHA:
         return f"{unresolved}: {_videos(pair.b + pair.c, 'such ')} can't give a p below {least:.2g}."
-    if pair.p_value > alpha:
+    if pair.p_value > ALPHA:
         return f"{unresolved}."
-    if pair.p_holm > alpha:
+    if pair.p_holm > ALPHA:
         return f"{unresolved} among {comparisons} comparisons."
     if pair.low <= 0 <= pair.high:
         return f"{unresolved}: with whole groups resampled, the interval reaches zero."
@@ -279,8 +262,7 @@ def _videos(count: int, kind: str = "test ") -> str:
 def class_probabilities(predictions: pd.DataFrame) -> tuple[list[str], np.ndarray]:
     """The table's classes in alphabetical order, as scikit-learn has them, and their (N, K) probabilities.
 
-    Raises:
-        ValueError: a label or predicted class has no column, or the probabilities of a clip don't add up to one.
+    A ValueError where a label or predicted class has no column, or the probabilities of a clip don't add up to one.
     """
     _refuse_empty(predictions)
     columns = sorted(predictions.filter(regex="^p_"))
@@ -302,18 +284,15 @@ def confidence(predictions: pd.DataFrame) -> np.ndarray:
 
 
 def reliability(predictions: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
-    """What a reliability diagram shows: confidence against accuracy in bins of equal width.
+    """What a reliability diagram shows: confidence against accuracy in equal bins (lower, upper], the first with 0.
 
-    Returns:
-        One row per bin (lower, upper]: lower, upper, clips, and their mean confidence and accuracy, NaN where the bin
-        is empty. A confidence of 0 is in the first.
+    One row per bin: clips, their mean confidence and accuracy (NaN where the bin is empty), lower and upper.
     """
     edges = np.linspace(0, 1, bins + 1)
     table = pd.DataFrame({"confidence": confidence(predictions), "accuracy": _correct(predictions)})
-    groups = table.groupby(np.digitize(table["confidence"], edges[1:-1], right=True))
-    means = groups.mean().reindex(range(bins))
-    clips = groups.size().reindex(range(bins), fill_value=0)
-    return pd.DataFrame({"lower": edges[:-1], "upper": edges[1:], "clips": clips, **means})
+    groups = table.groupby(pd.cut(table["confidence"], edges, include_lowest=True), observed=False)
+    means = groups.agg(clips=("accuracy", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean"))
+    return means.assign(lower=edges[:-1], upper=edges[1:]).reset_index(drop=True)
 
 
 def expected_calibration_error(predictions: pd.DataFrame, bins: int = 10) -> float:
@@ -340,19 +319,14 @@ def negative_log_likelihood(predictions: pd.DataFrame) -> float:
 def fit_temperature(validation: pd.DataFrame) -> float:
     """The temperature, within `TEMPERATURE_BOUNDS`, that minimises the negative log-likelihood (Guo et al. 2017).
 
-    Log-probabilities are logits up to a constant of each clip. Since a table's probabilities are averaged over a
-    video's views, this is a temperature on the logarithm of the average, not on each view's logits. As in Platt's
-    scaling (1999), targets are not one and zero but (N + 1) / (N + K) and 1 / (N + K) for N clips and K classes, as if
-    one more clip had been seen of each answer: N correct clips don't show that none would be wrong, and without a limit
-    they would ask for certainty.
-
-    Args:
-        validation: prediction table of validation clips, never of those whose calibration is then measured.
+    `validation` must not hold clips whose calibration is then measured. Log-probabilities are logits up to a constant
+    of each clip; a table's are averaged over a video's views, so that this is a temperature on the logarithm of the
+    average. As in Platt's scaling (1999), targets are (N + 1) / (N + K) and 1 / (N + K) for N clips and K classes, as
+    if one more clip had been seen of each answer: with one and zero, N correct clips would ask for certainty.
     """
     classes, probabilities = class_probabilities(validation)
     logits, (clips, count) = np.log(probabilities.clip(EPSILON)), probabilities.shape
-    targets = np.full((clips, count), 1 / (clips + count))
-    targets[np.arange(clips), np.searchsorted(classes, validation["label"].to_list())] *= clips + 1
+    targets = (clips * (validation[["label"]].to_numpy() == classes) + 1) / (clips + count)  # (N, K)
 
     def loss(temperature: float) -> float:
         return -(targets * log_softmax(logits / temperature, axis=1)).sum(axis=1).mean()
@@ -373,10 +347,8 @@ def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataF
 def coverage_curve(predictions: pd.DataFrame) -> pd.DataFrame:
     """Accuracy when the least certain clips are set aside (selective prediction, Geifman & El-Yaniv 2017).
 
-    Returns:
-        One row per number of clips kept, the most confident first: coverage in (0, 1], confidence (the least that is
-        kept) and accuracy of the kept. Clips of equal confidence count as kept in random order, each with their mean
-        accuracy.
+    One row per number of clips kept, the most confident first: coverage in (0, 1], confidence (the least that is kept)
+    and accuracy of the kept. Clips of equal confidence count as kept in random order, each with their mean accuracy.
     """
     table = pd.DataFrame({"confidence": confidence(predictions), "accuracy": _correct(predictions)})
     table["accuracy"] = table.groupby("confidence")["accuracy"].transform("mean")
@@ -387,13 +359,10 @@ def coverage_curve(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def uncertain(predictions: pd.DataFrame, count: int = 5) -> pd.DataFrame:
-    """The wrong rows, the most confident mistake first; where none is wrong, the least certain rows.
+    """The wrong rows, the most confident mistake first; where none is wrong, the least certain rows: at most `count`.
 
-    Returns:
-        At most `count` rows, with the column `probability`, that of the predicted class.
+    They have the column `probability`, that of the predicted class.
     """
-    table = predictions.assign(probability=confidence(predictions))
-    wrong = table[table["label"] != table["predicted"]]
-    if len(wrong):
-        return wrong.sort_values("probability", ascending=False).head(count)
-    return table.sort_values("probability").head(count)
+    table = predictions.assign(probability=confidence(predictions)).sort_values("probability")
+    wrong = table[table["label"] != table["predicted"]].iloc[::-1]
+    return (table if wrong.empty else wrong).head(count)

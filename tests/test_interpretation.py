@@ -324,7 +324,8 @@ def test_embedding_has_every_clip_once_and_is_kept(experiment, monkeypatch, kept
     assert np.linalg.norm(features[0] - direct.numpy()) < 1e-3 * direct.norm()
     monkeypatch.setattr(Experiment, "loader", None)  # nothing is computed again
     pd.testing.assert_frame_equal(trunk_embedding(run), table)
-    ax = plots.embedding(table, "features", plt.figure().gca())
+    ax = plt.figure().gca()
+    plots.embedding(table, "features", ax)
     assert {*CLASSES, "train", "val", "test"} <= {text.get_text() for text in ax.get_legend().get_texts()}
     plt.close()
 
@@ -463,5 +464,7 @@ def test_figures_with_photographs_are_shown_as_jpeg_and_saved_as_png(tmp_path, m
     plots.show(figure, tmp_path / "strip.png")
     assert [Image.open(io.BytesIO(picture.data)).format for picture in displayed] == ["JPEG"] and not drawn
     assert Image.open(tmp_path / "strip.png").format == "PNG"
-    plots.show(plots.confusion_heatmap(np.eye(2, dtype=int), ["a", "b"], "", plt.figure().gca()).figure)
+    figure, ax = plt.subplots()
+    plots.confusion_heatmap(np.eye(2, dtype=int), ["a", "b"], "", ax)
+    plots.show(figure)
     assert len(displayed) == len(drawn) == 1 and not plt.get_fignums()

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import skimage
 import sklearn
-import skops
 import skops.io
+import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
@@ -34,6 +34,7 @@ from classical import descriptors
 from classical.descriptors import FAMILIES, FisherVectors, clip_descriptors
 from config import CACHE
 from data_loader import clip_file, read_clip_table
+from experiment import prediction_table
 from files import ClassicalFiles, atomic_path, differences, keep_previous, read_json, update_json, write_json
 from machine import environment, memory_mb
 from metrics import classification_metrics
@@ -53,25 +54,15 @@ class ModelError(RuntimeError):
     """A saved model that must not be loaded; the message names the file, why, and what to do."""
 
 
-# ---------------------------------------------------------------- the models
-
 @dataclass(frozen=True)
 class ModelSpec:
-    """One kind of model.
+    """One kind of model."""
 
-    Attributes:
-        title: its name as it is written.
-        build: seed to an unfitted pipeline.
-        grid: what is tuned, as for GridSearchCV; the first of equals is taken: the simplest stands first.
-        inputs: names of the descriptors that it sees: the families, or `cells`, the local motion.
-        calibrated: whether its scores must be made probabilities.
-    """
-
-    title: str
-    build: Callable[[int], Pipeline]
-    grid: list[dict]
-    inputs: tuple[str, ...] = tuple(FAMILIES)
-    calibrated: bool = False
+    title: str  # its name as it is written
+    build: Callable[[int], Pipeline]  # seed to an unfitted pipeline
+    grid: list[dict]  # what is tuned, as for GridSearchCV; the first of equals is taken: the simplest stands first
+    inputs: tuple[str, ...] = tuple(FAMILIES)  # what it sees: the families, or `cells`, the local motion
+    calibrated: bool = False  # whether its scores must be made probabilities
 
 
 def _scaled(classifier: BaseEstimator) -> Pipeline:
@@ -114,29 +105,29 @@ MODELS = {
 }
 
 
-# ---------------------------------------------------------------- a fitted model
-
 @dataclass
 class ClassicalModel:
-    """A fitted model and what it was fitted for.
+    """A model and what it is fitted for; `pipeline` takes descriptors to probabilities, in the order of `data.classes`.
 
-    Attributes:
-        pipeline: descriptors to probabilities, in the order of `data.classes`.
-        reloaded: whether it came from a file rather than from fitting now.
+    `reloaded` tells whether it came from a file rather than from fitting now.
     """
 
     name: str
     data: VideoData
-    pipeline: BaseEstimator
-    files: ClassicalFiles
     seed: int
     cache: Path
+    pipeline: BaseEstimator | None = None
     reloaded: bool = False
 
     @property
     def title(self) -> str:
         """The model's name as it is written."""
         return MODELS[self.name].title
+
+    @property
+    def files(self) -> ClassicalFiles:
+        """Where its results lie."""
+        return ClassicalFiles(self.data.results, self.name)
 
     @property
     def stats(self) -> dict:
@@ -147,64 +138,63 @@ class ClassicalModel:
 def load_or_fit(name: str, data: VideoData, seed: int = 42, cache: Path = CACHE) -> ClassicalModel:
     """Reloads the model when the saved one is what is asked for; otherwise says in one line what differs, and fits it.
 
-    A reload opens no clip and changes no file. A saved model that differs is moved to the folder `previous`.
-
-    Args:
-        name: one of MODELS.
-        data: from `open_data`.
-        seed: of folds, forests and mixtures.
-        cache: where descriptors are kept.
+    A reload opens no clip and changes no file. A saved model that differs is moved to the folder `previous`. The seed
+    is of folds, forests and mixtures; descriptors are kept in `cache`.
 
     Raises:
-        ModelError: the saved model isn't the file that its sidecar describes, or holds foreign types.
-        VideoError, FileNotFoundError, ValueError: from the data, or an unknown name.
+        ModelError: as `load_pipeline`.
+        VideoError, FileNotFoundError, ValueError: from the data, or a name that is not of MODELS.
     """
     if name not in MODELS:
         raise ValueError(f"no classical model {name!r}: there are {', '.join(MODELS)}")
-    files = ClassicalFiles(data.results, name)
-    asked = _asked(name, data, seed)
-    saved = read_json(files.sidecar) if files.checkpoint.is_file() and files.stats.is_file() else {}
-    reasons = differences(asked, saved) if saved else ["there is no saved model"]
-    if reasons:
-        print(f"fitting the {MODELS[name].title}: {'; '.join(reasons)}")
-        return _fit(name, data, asked, files, seed, cache)
-    pipeline = load_pipeline(files.checkpoint, saved["sha256"])
-    model = ClassicalModel(name, data, pipeline, files, seed, cache, reloaded=True)
-    stats = model.stats
+    model = ClassicalModel(name, data, seed, cache)
+    files, stats, asked = model.files, model.stats, _asked(model)
+    saved = read_json(files.sidecar) if files.checkpoint.is_file() and stats else {}
+    if reasons := differences(asked, saved) if saved else ["there is no saved model"]:
+        print(f"fitting the {model.title}: {'; '.join(reasons)}")
+        _fit(model, asked)
+        return model
+    model.pipeline, model.reloaded = load_pipeline(files.checkpoint, saved["sha256"]), True
     print(f"reloaded {files.checkpoint.name}: fitted in {stats['fit_time']:.1f} s, cross-validated accuracy "
           f"{stats['cv_mean']:.3f} ± {stats['cv_std']:.3f}")
     return model
 
 
-def _asked(name: str, data: VideoData, seed: int) -> dict:
-    spec = MODELS[name]
+def _asked(model: ClassicalModel) -> dict:
+    spec, data = MODELS[model.name], model.data
     encoder = {"encoder": ENCODER} if "cells" in spec.inputs else {}
-    search = hashlib.sha256(f"{spec.build(seed)!r} {spec.grid} {spec.calibrated}".encode()).hexdigest()[:12]
-    return {"model": name, "dataset": data.name, "classes": data.classes, "split": data.split["sha256"], "seed": seed,
-            "search": search, "scikit-learn": sklearn.__version__, **encoder,
+    search = hashlib.sha256(f"{spec.build(model.seed)!r} {spec.grid} {spec.calibrated}".encode()).hexdigest()[:12]
+    return {"model": model.name, "dataset": data.name, "classes": data.classes, "split": data.split["sha256"],
+            "seed": model.seed, "search": search, "scikit-learn": sklearn.__version__, **encoder,
             **{f"descriptors.{key}": value for key, value in descriptors.settings().items()}}
 
 
-def _fit(name, data, asked, files, seed, cache) -> ClassicalModel:
+def _fit(model: ClassicalModel, asked: dict) -> None:
+    """Fits a model and writes it, its statistics, and last the sidecar, which is what makes a saved model count."""
+    files, data, started = model.files, model.data, time.perf_counter()
     table = fitting_table(data)
-    started = time.perf_counter()
-    x = model_input(name, table, data.root, cache)
+    x = model_input(model.name, table, data.root, model.cache)
     described = time.perf_counter()
-    pipeline, found = tune(MODELS[name], x, table, data, seed)
-    found |= {"fit_time": time.perf_counter() - described, "feature_time": described - started}
+    model.pipeline, found = tune(MODELS[model.name], x, table, data, model.seed)
+    fitted = time.perf_counter()
     print(f"cross-validated accuracy {found['cv_mean']:.3f} ± {found['cv_std']:.3f} ({found['cv_how']}), "
-          f"{found['fit_time']:.1f} s")
-    model = ClassicalModel(name, data, pipeline, files, seed, cache)
-    _save(model, asked, found)
-    return model
+          f"{fitted - described:.1f} s")
+    keep_previous(files)
+    saved = skops.io.dumps(model.pipeline)
+    with atomic_path(files.checkpoint) as temporary:
+        temporary.write_bytes(saved)
+    versions = {**environment(), "scikit-learn": sklearn.__version__, "scikit-image": skimage.__version__,
+                "skops": skops.__version__}
+    write_json(files.stats, {
+        "model": model.name, "title": model.title, **found, "fit_time": fitted - described,
+        "feature_time": described - started, "model_size_mb": len(saved) / 2**20, "train_memory_mb": memory_mb(),
+        "dataset": data.name, "classes": data.classes, "split": data.split, "seed": model.seed,
+        "descriptors": descriptors.settings(), "environment": versions})
+    write_json(files.sidecar, {**asked, "environment": versions, "sha256": hashlib.sha256(saved).hexdigest()})
 
 
 def fitting_table(data: VideoData) -> pd.DataFrame:
-    """The training and validation clips, all of them there, in one table.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_clip_table`.
-    """
+    """The training and validation clips in one table; errors, a missing clip among them, as `read_clip_table`."""
     parts = [read_clip_table(data.splits[part], data.root, data.class_map) for part in ("train", "val")]
     return pd.concat(parts, ignore_index=True)
 
@@ -222,53 +212,29 @@ def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
     Everything that learns from clips (scaling, components, mixtures) is inside the pipeline, so that it sees a fold's
     fitting clips only. Scores of SVMs become probabilities by Platt's sigmoid, fitted to the scores that the same
     folds' held-out clips get: scikit-learn's own replacement of SVC's deprecated `probability`, but by groups.
-    Temperature scaling keeps the SVM's answers exactly, but has no prior and becomes certain where the scored clips are
-    all right: in nested cross-validation on real clips (Punch and YoYo) the linear SVM's log loss was 0.185 with it,
-    1.02 in the worst fold, and 0.135 and 0.50 with the sigmoid. (On the rendered clips, where nearly every answer is
-    right, certainty paid: 0.023 against 0.058.)
+    Temperature scaling, the alternative, becomes certain where all scored clips are right: in nested cross-validation
+    on real clips (Punch and YoYo) the linear SVM's log loss was 0.185 with it and 0.135 with the sigmoid.
 
-    Returns:
-        The fitted model, and cv_mean, cv_std, cv_scores, cv_how and parameters. The scores are those of the chosen
-        parameters in the folds that they were chosen by, hence slightly optimistic.
+    Beside the fitted model it gives cv_mean, cv_std, cv_scores, cv_how and parameters. The scores are those of the
+    chosen parameters in the folds that they were chosen by, hence slightly optimistic.
     """
     y = table["label"].map(data.class_map).to_numpy()
     splits, how = group_folds(table, FOLDS, data.split["groups_named"], seed)
-    if "single clips" in how:
-        print(f"cross-validation in {how}")
     search = GridSearchCV(spec.build(seed), spec.grid, scoring="accuracy", cv=splits, refit=False,
                           error_score="raise").fit(x, y)
     best = spec.build(seed).set_params(**{k: clone(v, safe=False) for k, v in search.best_params_.items()})
     if spec.calibrated:
         best = CalibratedClassifierCV(best, method="sigmoid", cv=splits, ensemble=False)
-    scores = [search.cv_results_[f"split{i}_test_score"][search.best_index_] for i in range(len(splits))]
-    return best.fit(x, y), {
-        "cv_mean": float(np.mean(scores)), "cv_std": float(np.std(scores)),
-        "cv_scores": [float(s) for s in scores], "cv_how": how,
-        "parameters": {k: v if isinstance(v, (int, float, str)) else repr(v)
-                       for k, v in search.best_params_.items()}}
-
-
-def _save(model: ClassicalModel, asked: dict, found: dict) -> None:
-    """Writes model, statistics and sidecar; the sidecar last, since it is what makes a saved model count."""
-    files, data = model.files, model.data
-    keep_previous(files)
-    saved = skops.io.dumps(model.pipeline)
-    with atomic_path(files.checkpoint) as temporary:
-        temporary.write_bytes(saved)
-    versions = {**environment(), "scikit-learn": sklearn.__version__, "scikit-image": skimage.__version__,
-                "skops": skops.__version__}
-    write_json(files.stats, {
-        "model": model.name, "title": model.title, **found, "model_size_mb": len(saved) / 2**20,
-        "train_memory_mb": memory_mb(), "dataset": data.name, "classes": data.classes, "split": data.split,
-        "seed": model.seed, "descriptors": descriptors.settings(), "environment": versions})
-    write_json(files.sidecar, {**asked, "environment": versions, "sha256": hashlib.sha256(saved).hexdigest()})
+    scores = [float(search.cv_results_[f"split{i}_test_score"][search.best_index_]) for i in range(len(splits))]
+    parameters = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in search.best_params_.items()}
+    return best.fit(x, y), {"cv_mean": float(np.mean(scores)), "cv_std": float(np.std(scores)), "cv_scores": scores,
+                            "cv_how": how, "parameters": parameters}
 
 
 def load_pipeline(path: Path, sha256: str) -> BaseEstimator:
     """Loads a saved model, of which nothing is run before it is known to be the file that was written.
 
-    Raises:
-        ModelError: another content than `sha256` says, or types that neither skops nor TRUSTED trusts.
+    A ModelError where it has another content than `sha256` says, or types that neither skops nor TRUSTED trusts.
     """
     saved = path.read_bytes()
     cure = "move it and its .json away to fit the model anew"
@@ -279,138 +245,93 @@ def load_pipeline(path: Path, sha256: str) -> BaseEstimator:
     return skops.io.loads(saved, trusted=TRUSTED)
 
 
-# ---------------------------------------------------------------- test set
-
 def predict(model: ClassicalModel, part: str = "test") -> pd.DataFrame:
-    """Predicts a part's videos.
-
-    Returns:
-        One row per clip, as `experiment.predict`: clip_path, group, label, predicted and `p_<class>`s.
-    """
-    classes = model.data.classes
-    table = model.data.table(part)[["clip_path", "group", "label"]]
-    x = model_input(model.name, table, model.data.root, model.cache)
-    probabilities = model.pipeline.predict_proba(x).astype(np.float64)
-    table["predicted"] = [classes[i] for i in probabilities.argmax(axis=1)]
-    return table.join(pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes]))
+    """A part's clips, a row each, as `experiment.predict`: clip_path, group, label, predicted, `p_<class>`s."""
+    x = model_input(model.name, model.data.table(part), model.data.root, model.cache)
+    probabilities = torch.from_numpy(model.pipeline.predict_proba(x).astype(np.float64))
+    return prediction_table(model.data, part, probabilities)
 
 
 def evaluate(model: ClassicalModel) -> pd.DataFrame:
-    """Predictions of the test set, from disk where they are this very model's, else computed and written.
+    """`predict` of the test set, from disk where it is this very model's, else computed and written.
 
     Writes predictions/<model>.csv, and the metrics into the statistics.
-
-    Returns:
-        One row per test clip, as `predict`.
     """
-    return model.files.kept_table(model.files.predictions, lambda: _evaluate(model))
+    def compute() -> pd.DataFrame:
+        predictions = predict(model)
+        update_json(model.files.stats, **classification_metrics(predictions), test_clips=len(predictions))
+        return predictions
 
-
-def _evaluate(model: ClassicalModel) -> pd.DataFrame:
-    predictions = predict(model)
-    update_json(model.files.stats, **classification_metrics(predictions), test_clips=len(predictions))
-    return predictions
+    return model.files.kept_table(model.files.predictions, compute)
 
 
 def measure_latency(model: ClassicalModel) -> dict[str, float]:
-    """Seconds for one clip, by part of the work: warm, medians over test clips; measured once and kept.
+    """Seconds for one clip, warm, medians over test clips; measured once and kept.
 
-    Returns:
-        `decode`, `descriptors` and `model` in seconds, `total`, and `clips`, how many were measured. As for the CNNs,
-        `inference_time` in the statistics is without decoding: descriptors and model.
+    They are `decode`, `descriptors`, `model` and `total`; `clips` is how many were measured. As for the CNNs,
+    `inference_time` in the statistics is without decoding: descriptors and model.
     """
-    latency = model.files.kept("latency", lambda: _measure_latency(model))
-    seconds = latency["descriptors"] + latency["model"]
-    if model.stats.get("inference_time") != seconds:
-        update_json(model.files.stats, inference_time=seconds)
-    return latency
+    def measure() -> dict[str, float]:
+        clips, seconds = model.data.table("test")["clip_path"].head(LATENCY_CLIPS).tolist(), []
+        for clip in [clips[0], *clips]:  # the first warms up
+            times = [time.perf_counter()]
+            pairs = descriptors.read_pairs(clip_file(model.data.root, clip))
+            times.append(time.perf_counter())
+            described = descriptors.describe_pairs(*pairs)
+            row = np.hstack([described[name].ravel() for name in MODELS[model.name].inputs], dtype=np.float32)[None]
+            times.append(time.perf_counter())
+            model.pipeline.predict_proba(row)
+            seconds.append(np.diff([*times, time.perf_counter()]))
+        parts = dict(zip(("decode", "descriptors", "model"), np.median(seconds[1:], axis=0).tolist(), strict=True))
+        update_json(model.files.stats, inference_time=parts["descriptors"] + parts["model"])
+        return {**parts, "total": sum(parts.values()), "clips": len(clips)}
 
+    return model.files.kept("latency", measure)
 
-def _measure_latency(model: ClassicalModel) -> dict:
-    clips = model.data.table("test")["clip_path"].head(LATENCY_CLIPS)
-    _time_clip(model, clip_file(model.data.root, clips.iloc[0]))  # warms up
-    times = [_time_clip(model, clip_file(model.data.root, clip)) for clip in clips]
-    parts = dict(zip(("decode", "descriptors", "model"), np.median(times, axis=0).tolist(), strict=True))
-    return {**parts, "total": sum(parts.values()), "clips": len(clips)}
-
-
-def _time_clip(model: ClassicalModel, path: Path) -> np.ndarray:
-    """(3,) seconds: decoding, descriptors, model."""
-    times = [time.perf_counter()]
-    pairs = descriptors.read_pairs(path)
-    times.append(time.perf_counter())
-    described = descriptors.describe_pairs(pairs)
-    row = np.hstack([described[name].ravel() for name in MODELS[model.name].inputs])[None]
-    times.append(time.perf_counter())
-    model.pipeline.predict_proba(row)
-    times.append(time.perf_counter())
-    return np.diff(times)
-
-
-# ---------------------------------------------------------------- studies
 
 def summary(root: Path) -> pd.DataFrame:
-    """One row per classical model of a data set, in MODELS' order: its scores and costs, from the statistics.
+    """One row per classical model with this results root, in MODELS' order: its scores and costs, from the statistics.
 
-    Args:
-        root: the data set's results root.
-
-    Raises:
-        FileNotFoundError: no classical model was fitted there.
+    A FileNotFoundError where no classical model was fitted there.
     """
-    stats = [read_json(ClassicalFiles(root, name).stats) for name in MODELS]
+    stats = [found for name in MODELS if (found := read_json(ClassicalFiles(root, name).stats))]
+    if not stats:
+        raise FileNotFoundError(f"{root}: no classical models there; run 02_classical_ml first")
     columns = {"title": "model", "cv_mean": "cv accuracy", "cv_std": "cv std", "accuracy": "test accuracy",
                "precision": "macro precision", "recall": "macro recall", "f1": "macro F1",
                "fit_time": "tuning and fit [s]", "inference_time": "latency [s/clip]", "model_size_mb": "file [MiB]"}
-    rows = [{label: found.get(key) for key, label in columns.items()} for found in stats if found]
-    if not rows:
-        raise FileNotFoundError(f"{root}: no classical models there; run 02_classical_ml first")
-    return pd.DataFrame(rows, columns=list(columns.values()))
+    return pd.DataFrame(stats).reindex(columns=list(columns)).rename(columns=columns)
 
 
 def ablation(model: ClassicalModel) -> pd.DataFrame:
     """What each family of descriptors is worth: the same kind of model, tuned alike, on parts of the descriptors.
 
-    Args:
-        model: one that sees the families; what was found for this very model is read, not repeated.
-
-    Returns:
-        One row per selection (each family, appearance, motion, both): descriptors, dimensions, cv accuracy, cv std and
-        test accuracy.
+    One row per selection (each family, appearance, motion, both): descriptors, dimensions, cv accuracy, cv std and test
+    accuracy. What was found for this very model, one that sees the families, is read, not repeated.
     """
-    return pd.DataFrame(model.files.kept("ablation", lambda: {"rows": _ablation(model)})["rows"])
+    def compute() -> dict[str, list]:
+        data, table, test = model.data, fitting_table(model.data), model.data.table("test")
+        fitted_on, tested_on = (clip_descriptors(clips, data.root, model.cache) for clips in (table, test))
+        chosen = {family: [family] for family in FAMILIES}
+        for group in ("appearance", "motion"):
+            chosen[group] = [family for family, about in FAMILIES.items() if about.group == group]
+        rows, y = [], test["label"].map(data.class_map)
+        for title, families in {**chosen, "both": list(FAMILIES)}.items():
+            x, part = (np.hstack([of[family] for family in families]) for of in (fitted_on, tested_on))
+            tuned, found = tune(MODELS[model.name], x, table, data, model.seed)
+            rows.append({"descriptors": title, "dimensions": part.shape[1], "cv accuracy": found["cv_mean"],
+                         "cv std": found["cv_std"], "test accuracy": float(tuned.score(part, y))})
+        return {"rows": rows}
 
-
-def _ablation(model: ClassicalModel) -> list[dict]:
-    data = model.data
-    table, test = fitting_table(data), data.table("test")
-    fitted_on, tested_on = (clip_descriptors(clips, data.root, model.cache) for clips in (table, test))
-    chosen = {family: [family] for family in FAMILIES}
-    for group in ("appearance", "motion"):
-        chosen[group] = [family for family, about in FAMILIES.items() if about.group == group]
-    rows, y = [], test["label"].map(data.class_map)
-    for title, families in {**chosen, "both": list(FAMILIES)}.items():
-        x, part = (np.hstack([of[family] for family in families]) for of in (fitted_on, tested_on))
-        tuned, found = tune(MODELS[model.name], x, table, data, model.seed)
-        rows.append({"descriptors": title, "dimensions": part.shape[1], "cv accuracy": found["cv_mean"],
-                     "cv std": found["cv_std"],
-                     "test accuracy": accuracy_score(y, tuned.predict_proba(part).argmax(axis=1))})
-    return rows
+    return pd.DataFrame(model.files.kept("ablation", compute)["rows"])
 
 
 def importance(model: ClassicalModel, repeats: int = 30) -> pd.DataFrame:
-    """Permutation importance (Breiman, 2001) of whole families: their columns change clips together.
+    """Permutation importance (Breiman, 2001) of whole families, whose columns change test clips together.
 
-    Args:
-        model: one that sees the families.
-        repeats: permutations of the test clips per family.
-
-    Returns:
-        One row per family, the most important first: family, group, mean and standard deviation of the fall in test
-        accuracy, and the mean fall in the true class's probability, which also shows what no answer turned on.
-
-    Raises:
-        ValueError: the model sees local motion only.
+    One row per family, the most important first: family, group, mean and standard deviation of the fall in test
+    accuracy over `repeats` permutations, and the mean fall in the true class's probability, which also shows what no
+    answer turned on. A model that sees local motion only is a ValueError.
     """
     if "cells" in MODELS[model.name].inputs:
         raise ValueError(f"{model.name} sees local motion only: there are no families to compare")

@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from config import CACHE
-from data_loader import VideoInfo, clip_file, read_frames, segment_indices
+from data_loader import VideoInfo, clip_file, read_timed_frames, segment_indices
 from files import ArrayStore, file_hash
 from machine import cores, opencv_without_threads
 
@@ -40,7 +40,9 @@ WINDOWS, ROWS, COLUMNS = 6, 12, 16  # space-time cells of local motion: 4 pairs,
 CHANNELS = 3 * ORIENTATIONS + 1  # HOF with its bin for no motion, MBH of horizontal and vertical flow
 CELLS = (WINDOWS, ROWS, COLUMNS, CHANNELS)
 GRID = (3, 3, 4)  # thirds of the clip, rows and columns of the pooled motion histograms
-VECTORS_PER_CELL = PAIRS * FLOW_HEIGHT * FLOW_WIDTH / (WINDOWS * ROWS * COLUMNS)
+VECTORS = (PAIRS // WINDOWS, FLOW_HEIGHT // ROWS, FLOW_WIDTH // COLUMNS)  # of flow in a cell
+# (PAIRS, FLOW_HEIGHT, FLOW_WIDTH): the cell that each vector is in
+CELL_OF_VECTOR = np.kron(np.arange(np.prod(CELLS[:3])).reshape(CELLS[:3]), np.ones(VECTORS, np.int64))
 LAB_BINS = (6, 7, 7)  # odd for a and b, so that grey lies inside a bin
 LBP_BINS = 59  # uniform patterns of 8 neighbours, and one bin for the rest
 LOCAL_POOL = 256  # local motion descriptors per clip, the liveliest
@@ -65,7 +67,7 @@ FAMILIES = {
     "mbh": Family("motion", int(np.prod(GRID)) * 2 * ORIENTATIONS,
                   f"motion boundaries: the same of the flow's gradients, {PAIRS} pairs"),
 }
-# What is kept of a clip: its families, and the local motion in half precision.
+# What is kept of a clip: its families, in this order, and the local motion in half precision.
 RECORD = np.dtype([*((name, np.float32, family.dimension) for name, family in FAMILIES.items()),
                    ("cells", np.float16, CELLS)])
 
@@ -79,17 +81,8 @@ def settings() -> dict:
 
 def descriptor_table() -> pd.DataFrame:
     """One row per family: its name, group, dimensions and what it describes."""
-    rows = [(name, family.group, family.dimension, family.about) for name, family in FAMILIES.items()]
-    return pd.DataFrame(rows, columns=["family", "group", "dimensions", "what it describes"])
-
-
-# ---------------------------------------------------------------- frames
-
-class FramePairs(NamedTuple):
-    """Frames, (2 * PAIRS, H, W, 3) uint8 RGB, each two a pair, and the (PAIRS,) seconds between them."""
-
-    frames: np.ndarray
-    seconds: np.ndarray
+    return pd.DataFrame([(name, *family) for name, family in FAMILIES.items()],
+                        columns=["family", "group", "dimensions", "what it describes"])
 
 
 def pair_indices(info: VideoInfo) -> np.ndarray:
@@ -98,31 +91,26 @@ def pair_indices(info: VideoInfo) -> np.ndarray:
     The place within the segment moves by the golden ratio, so that a movement's period can't beat with the segments: a
     quick swing and the same played twice had MBH of cosine 0.59 with the middles of the segments, and 0.92 so.
     """
-    apart = max(round(SECONDS * (info.fps or DEFAULT_RATE)), 1)
-    apart = min(apart, info.frames - 1)
+    apart = min(max(round(SECONDS * (info.fps or DEFAULT_RATE)), 1), info.frames - 1)
     places = (0.5 + np.arange(PAIRS) * (5**0.5 - 1) / 2) % 1
     first = segment_indices(info.frames - apart, PAIRS, places)
     return np.stack([first, first + apart], axis=1).ravel()
 
 
-def read_pairs(path: str | Path) -> FramePairs:
-    """Decodes the frames that a clip's descriptors need, in one pass.
+def read_pairs(path: str | Path) -> tuple[np.ndarray, float]:
+    """What a clip's descriptors need: (2 * PAIRS, H, W, 3) uint8 RGB, each two a pair, and the seconds within a pair.
 
-    Raises:
-        VideoError: as `read_frames`.
+    Errors as `read_frames`.
     """
-    rates = []
-
-    def choose(info: VideoInfo) -> np.ndarray:
-        rates.append(info.fps or DEFAULT_RATE)
-        return pair_indices(info)
-
-    frames, indices = read_frames(path, choose)
-    apart = indices[1::2] - indices[::2]
-    return FramePairs(frames, np.maximum(apart, 1) / rates[-1])
+    frames, times = read_timed_frames(path, pair_indices)
+    return frames, float(times[1] - times[0]) or 1.0  # a clip of one frame has no motion, whatever the time
 
 
-# ---------------------------------------------------------------- appearance
+def small_frames(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(T, H, W, 3) RGB frames at HEIGHT x WIDTH, in colour and (T, HEIGHT, WIDTH) in grey."""
+    small = np.stack([cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for frame in frames])
+    return small, np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in small])
+
 
 def unit(histogram: np.ndarray) -> np.ndarray:
     """A histogram's square root (Hellinger kernel) at about unit length, flat; what is faint stays so."""
@@ -151,144 +139,88 @@ def describe_texture(grey: np.ndarray) -> np.ndarray:
     return counts / counts.sum(axis=1, keepdims=True)
 
 
-# ---------------------------------------------------------------- motion
+def optical_flow(grey: np.ndarray, seconds: float) -> np.ndarray:
+    """Dense optical flow (DIS, Kroeger et al., 2016) of (2 * P, H, W) uint8 frames, each two a pair, less the camera's.
 
-def optical_flow(grey: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Dense optical flow (DIS, Kroeger et al., 2016) of pairs of frames, less the camera's.
-
-    Args:
-        grey: (2 * P, H, W) uint8, each two a pair.
-        seconds: (P,) between the frames of a pair.
-
-    Returns:
-        (P, 2, FLOW_HEIGHT, FLOW_WIDTH) float32, horizontal and vertical, in frame heights per second. The median of a
-        pair's flow is taken for the camera's and subtracted.
+    It is (P, 2, FLOW_HEIGHT, FLOW_WIDTH) float32, horizontal and vertical, in frame heights per second; the median of a
+    pair's flow is taken for the camera's. `seconds` lie between the frames of a pair.
     """
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     full = [dis.calc(first, second, None) for first, second in zip(grey[::2], grey[1::2], strict=True)]
     flow = np.stack([cv2.resize(f, (FLOW_WIDTH, FLOW_HEIGHT), interpolation=cv2.INTER_AREA) for f in full])
-    flow = flow.transpose(0, 3, 1, 2)
-    flow = flow - np.median(flow, axis=(2, 3), keepdims=True)
-    return np.ascontiguousarray(flow * np.float32(1 / HEIGHT / seconds)[:, None, None, None])
+    flow = flow.transpose(0, 3, 1, 2) - np.median(flow, axis=(1, 2))[..., None, None]
+    return np.ascontiguousarray(flow * np.float32(1 / HEIGHT / seconds))
 
 
 def oriented_cells(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Histograms of a vector field's directions, weighted by length, in space-time cells.
+    """Histograms of directions, weighted by length, of vectors (x, y), each (PAIRS, FLOW_HEIGHT, FLOW_WIDTH) float32.
 
-    Args:
-        x, y: (PAIRS, FLOW_HEIGHT, FLOW_WIDTH) float32.
-
-    Returns:
-        (WINDOWS, ROWS, COLUMNS, ORIENTATIONS): lengths averaged over the cell, each shared between the two nearest
-        directions.
+    They are (WINDOWS, ROWS, COLUMNS, ORIENTATIONS): lengths averaged over the cell, each shared between the two nearest
+    directions.
     """
     length, angle = cv2.cartToPolar(x.reshape(-1, FLOW_WIDTH), y.reshape(-1, FLOW_WIDTH))
     place = angle.ravel() * np.float32(ORIENTATIONS / (2 * np.pi))
     below = place.astype(np.int64)
     upper = length.ravel() * (place - below)
-    cell = ORIENTATIONS * _cell_of_vector().ravel()
+    cell = ORIENTATIONS * CELL_OF_VECTOR.ravel()
     bins = int(np.prod(CELLS[:3])) * ORIENTATIONS
     counts = (np.bincount(cell + below % ORIENTATIONS, length.ravel() - upper, bins)
               + np.bincount(cell + (below + 1) % ORIENTATIONS, upper, bins))
-    return (counts / VECTORS_PER_CELL).reshape(*CELLS[:3], ORIENTATIONS)
-
-
-def _cell_of_vector() -> np.ndarray:
-    """(PAIRS, FLOW_HEIGHT, FLOW_WIDTH) int64: the cell that each flow vector is in."""
-    window, row, column = (np.arange(size) * cells // size
-                           for size, cells in ((PAIRS, WINDOWS), (FLOW_HEIGHT, ROWS), (FLOW_WIDTH, COLUMNS)))
-    return (window[:, None, None] * ROWS + row[:, None]) * COLUMNS + column
+    return (counts / np.prod(VECTORS)).reshape(*CELLS[:3], ORIENTATIONS)
 
 
 def motion_cells(flow: np.ndarray) -> np.ndarray:
-    """HOF (Laptev et al., 2008) and motion boundary histograms (Dalal et al., 2006) in space-time cells.
+    """HOF (Laptev et al., 2008) and motion boundary histograms (Dalal et al., 2006) of what `optical_flow` gives.
 
-    Args:
-        flow: (PAIRS, 2, FLOW_HEIGHT, FLOW_WIDTH), in frame heights per second.
-
-    Returns:
-        CELLS float32; the channels are HOF's directions, the share without motion, then MBH's directions of the
-        horizontal and the vertical flow. MBH is of the flow's gradient.
+    CELLS float32; the channels are HOF's directions, the share without motion, then MBH's directions of the horizontal
+    and the vertical flow. MBH is of the flow's gradient.
     """
     moving = np.hypot(flow[:, 0], flow[:, 1]) >= STILL_SPEED
     hof = oriented_cells(flow[:, 0] * moving, flow[:, 1] * moving)
-    still = np.bincount(_cell_of_vector()[~moving], minlength=int(np.prod(CELLS[:3]))) / VECTORS_PER_CELL
+    still = np.bincount(CELL_OF_VECTOR[~moving], minlength=int(np.prod(CELLS[:3]))) / np.prod(VECTORS)
     boundaries = [oriented_cells(*np.gradient(flow[:, axis], axis=(2, 1))) for axis in (0, 1)]
     return np.concatenate([hof, still.reshape(*CELLS[:3], 1), *boundaries], axis=-1).astype(np.float32)
 
 
 def pool_cells(cells: np.ndarray) -> np.ndarray:
-    """CELLS averaged over GRID: (3, 3, 4, CHANNELS)."""
-    split = [side for whole, part in zip(CELLS[:3], GRID, strict=True) for side in (part, whole // part)]
-    return cells.reshape(*split, CHANNELS).mean(axis=(1, 3, 5))
+    """CELLS averaged over GRID, 2x4x4 of them each: (3, 3, 4, CHANNELS)."""
+    return cells.reshape(3, 2, 3, 4, 4, 4, CHANNELS).mean(axis=(1, 3, 5))
 
 
-# ---------------------------------------------------------------- a clip, a table of clips
-
-def _small(pairs: FramePairs) -> tuple[np.ndarray, np.ndarray]:
-    """The frames at WIDTH x HEIGHT, in colour and in grey."""
-    frames = np.stack([cv2.resize(f, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for f in pairs.frames])
-    return frames, np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-
-
-def flow_of_pairs(pairs: FramePairs) -> np.ndarray:
-    """(PAIRS, 2, HEIGHT, WIDTH) float32: the optical flow that the motion descriptors are made of."""
-    return optical_flow(_small(pairs)[1], pairs.seconds)
-
-
-def describe_pairs(pairs: FramePairs) -> dict[str, np.ndarray]:
-    """Every family, (D,) float32, of the frames of `read_pairs`, and `cells`, the local motion (CELLS)."""
-    frames, grey = _small(pairs)
+def describe_pairs(frames: np.ndarray, seconds: float) -> np.ndarray:
+    """A RECORD, without dimensions, of what `read_pairs` gives: (D,) float32 of a family, CELLS float16 of `cells`."""
+    frames, grey = small_frames(frames)
     stills = slice(0, None, len(frames) // STILLS)
-    cells = motion_cells(optical_flow(grey, pairs.seconds))
-    pooled = pool_cells(cells)
-    families = {"hog": describe_shape(grey[stills]), "colour": describe_colour(frames[stills]),
-                "texture": describe_texture(grey[stills]), "hof": pooled[..., :ORIENTATIONS + 1],
-                "mbh": pooled[..., ORIENTATIONS + 1:]}
-    return {**{name: unit(values) for name, values in families.items()}, "cells": cells}
+    cells = motion_cells(optical_flow(grey, seconds))
+    hof, mbh = np.split(pool_cells(cells), [ORIENTATIONS + 1], axis=-1)
+    families = (describe_shape(grey[stills]), describe_colour(frames[stills]), describe_texture(grey[stills]), hof, mbh)
+    return np.array((*map(unit, families), cells), RECORD)
 
 
-def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE, workers: int | None = None,
+def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE,
                      names: Iterable[str] = FAMILIES) -> dict[str, np.ndarray]:
-    """The descriptors of a table's clips; what was computed before is read back.
+    """The descriptors of a table's clips, `clip_path` below the folder `root`; what was computed before is read back.
 
-    Args:
-        table: with the column `clip_path`.
-        root: the data set's folder.
-        cache: folder of the kept files, an `ArrayStore`: one per clip, named by the clip's content and the settings.
-        workers: threads; None takes one per core that this process may use.
-        names: of families, or `cells` for the local motion that `FisherVectors` encodes.
-
-    Returns:
-        Name to (N, ...) float32, in the table's order: (N, D) of a family.
-
-    Raises:
-        VideoError: a clip can't be decoded; what was computed before it is kept.
+    Kept files, one per clip, are named by the clip's content and the settings, and stay where a broken clip ends the
+    work with a VideoError. `names` are of families, or `cells` for the local motion that `FisherVectors` encodes. Each
+    has (N, ...) float32 in the table's order: (N, D) of a family.
     """
-    clips, store = [clip_file(root, path) for path in table["clip_path"]], ArrayStore(cache)
-    kept = [store.path("descriptors", (settings(), file_hash(clip))) for clip in clips]
-    store.in_use = set(kept)
-    missing = {path: clip for path, clip in zip(kept, clips, strict=True) if not store.has(path)}
-    if missing:
-        with opencv_without_threads(), ThreadPoolExecutor(workers or cores()) as pool:
-            done = pool.map(lambda path: store.write(path, _record(missing[path])), missing)
-            list(tqdm(done, "descriptors", len(missing), unit="clip", file=sys.stdout, ncols=90))
+    names, store = list(names), ArrayStore(cache)
+    clips = [clip_file(root, path) for path in table["clip_path"]]
+    paths = [store.path("descriptors", (settings(), file_hash(clip))) for clip in clips]
+    store.in_use = set(paths)
+
+    def wanted(path: Path, clip: Path) -> list[np.ndarray]:
+        record = store.get(path, lambda: describe_pairs(*read_pairs(clip)))
+        return [record[name].astype(np.float32) for name in names]
+
+    with opencv_without_threads(), ThreadPoolExecutor(cores()) as pool:
+        rows = list(tqdm(pool.map(wanted, paths, clips), "descriptors", len(clips), unit="clip", file=sys.stdout,
+                         ncols=90, delay=1))
+    if store.written:
         store.trim()
-    columns = {name: [] for name in names}
-    for path, clip in zip(kept, clips, strict=True):
-        record = store.get(path, lambda clip=clip: _record(clip))
-        for name, column in columns.items():
-            column.append(record[name].astype(np.float32))
-    return {name: np.stack(column) for name, column in columns.items()}
+    return {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
-
-def _record(clip: Path) -> np.ndarray:
-    """A RECORD, without dimensions."""
-    described = describe_pairs(read_pairs(clip))
-    return np.array(tuple(described[name] for name in RECORD.names), RECORD)
-
-
-# ---------------------------------------------------------------- Fisher vectors
 
 class FisherVectors(TransformerMixin, BaseEstimator):
     """Improved Fisher vectors (Perronnin et al., 2010) of local motion, learnt from `fit`'s clips alone.
@@ -297,22 +229,16 @@ class FisherVectors(TransformerMixin, BaseEstimator):
     length per channel group, brought to `components` whitened principal components, with its place in the frame and
     the clip beside them (Sanchez et al., 2012). Only a clip's LOCAL_POOL liveliest count.
 
-    Args:
-        modes: Gaussians of the mixture.
-        components: principal components.
-        per_clip: local descriptors per clip that components and mixture are learnt from.
-        random_state: of the choice of these and of the mixture's start.
+    The mixture has `modes` Gaussians; it and the components are learnt from `per_clip` local descriptors of each clip.
     """
 
     def __init__(self, modes: int = 16, components: int = 24, per_clip: int = 64, random_state: int = 0):
-        self.modes, self.components = modes, components
-        self.per_clip, self.random_state = per_clip, random_state
+        self.modes, self.components, self.per_clip, self.random_state = modes, components, per_clip, random_state
 
     def fit(self, X: np.ndarray, y=None) -> FisherVectors:
         """Learns components and mixture from (N, prod(CELLS)) local motion, a clip's `cells` per row."""
         rng = np.random.default_rng(self.random_state)
-        drawn = [local_descriptors(row)[rng.permutation(LOCAL_POOL)[:self.per_clip]] for row in X]
-        sample = np.concatenate(drawn)
+        sample = np.concatenate([local_descriptors(row)[rng.permutation(LOCAL_POOL)[:self.per_clip]] for row in X])
         self.pca_ = PCA(self.components, whiten=True, random_state=self.random_state).fit(sample[:, 3:])
         self.gmm_ = learn_gmm(self._project(sample), n_modes=self.modes, gm_args={
             "covariance_type": "diag", "random_state": self.random_state, "reg_covar": 1e-3})
@@ -328,13 +254,9 @@ class FisherVectors(TransformerMixin, BaseEstimator):
 
 
 def local_descriptors(cells: np.ndarray) -> np.ndarray:
-    """A clip's liveliest local motion descriptors.
+    """The liveliest local motion descriptors of a clip's CELLS values, of any shape.
 
-    Args:
-        cells: CELLS values, of any shape.
-
-    Returns:
-        (LOCAL_POOL, 3 + 4 * CHANNELS): time, row and column, each from -1 to 1, then HOF and MBH of the 2x2 cells.
+    (LOCAL_POOL, 3 + 4 * CHANNELS): time, row and column, each from -1 to 1, then HOF and MBH of the 2x2 cells.
     """
     cells = cells.reshape(CELLS)
     blocks = np.stack([cells[:, r:ROWS - 1 + r, c:COLUMNS - 1 + c] for r in (0, 1) for c in (0, 1)], axis=3)

@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from classical.descriptors import flow_of_pairs, read_pairs
+from classical.descriptors import optical_flow, read_pairs, small_frames
 from data_loader import clip_file, read_frames, read_timed_frames, segment_indices, time_indices
-from plots import clip_strip, flow_colours, png
+from plots import clip_strips, flow_colours
 
 
 def first_of_each_class(table: pd.DataFrame) -> pd.DataFrame:
@@ -31,13 +31,7 @@ def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figu
 
 
 def prediction_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figure:
-    """A strip of frames for each row of `metrics.uncertain`, with true class, predicted class and probability.
-
-    Args:
-        table: with clip_path, label, predicted and probability.
-        root: the data set's folder.
-        count: frames per clip.
-    """
+    """A strip of `count` frames for each row with clip_path, label, predicted and probability, and its `verdict`."""
     return _strips(table["clip_path"], [verdict(clip) for clip in table.itertuples()], root, count)
 
 
@@ -48,23 +42,13 @@ def verdict(clip) -> str:
 
 
 def _strips(clip_paths: Iterable[str], titles: Iterable[str], root: str | Path, count: int) -> Figure:
-    clips = list(zip(clip_paths, titles, strict=True))
-    figure, axes = plt.subplots(len(clips), count, figsize=(1.55 * count, 1.62 * len(clips)), squeeze=False)
-    for row, (clip_path, title) in zip(axes, clips, strict=True):
-        frames, times = read_timed_frames(clip_file(root, clip_path), lambda info: segment_indices(info.frames, count))
-        clip_strip(frames, title, row, times)
-    return figure
+    spread = (read_timed_frames(clip_file(root, path), lambda info: segment_indices(info.frames, count))
+              for path in clip_paths)
+    return clip_strips((frames, title, times) for (frames, times), title in zip(spread, titles, strict=True))
 
 
 def contact_sheet(table: pd.DataFrame, root: str | Path, label: str, columns: int = 8, rows: int = 2) -> Figure:
-    """The middle frame of clips of one class, each of another group as long as there are groups.
-
-    Args:
-        table: with clip_path, label and group.
-        root: the data set's folder.
-        label: the class.
-        columns, rows: of the sheet.
-    """
+    """The middle frame of clips of the class `label`, each of another group as long as there are groups."""
     clips = table[table["label"] == label]
     clips = clips.assign(turn=clips.groupby("group").cumcount()).sort_values(["turn", "group"]).head(columns * rows)
     rows = -(-len(clips) // columns)
@@ -81,34 +65,23 @@ def contact_sheet(table: pd.DataFrame, root: str | Path, label: str, columns: in
 
 
 def flow_strips(table: pd.DataFrame, root: str | Path, count: int = 6) -> Figure:
-    """Frames of the first clip of each class above their optical flow: direction as hue, speed as brightness.
-
-    Args:
-        table: with clip_path and label.
-        root: the data set's folder.
-        count: frames per clip.
-    """
-    first = first_of_each_class(table)
-    figure, axes = plt.subplots(2 * len(first), count, figsize=(1.9 * count, 3.0 * len(first)), squeeze=False)
-    for i, clip in enumerate(first.itertuples()):
-        pairs = read_pairs(clip_file(root, clip.clip_path))
-        frames, flow = pairs.frames[::2], flow_of_pairs(pairs)
+    """`count` frames of each class's first clip above their optical flow: direction as hue, speed as brightness."""
+    rows = []
+    for clip in first_of_each_class(table).itertuples():
+        frames, seconds = read_pairs(clip_file(root, clip.clip_path))
+        flow = optical_flow(small_frames(frames)[1], seconds)
         chosen = np.linspace(0, len(flow) - 1, count).astype(int)
-        clip_strip(frames[chosen], f"{clip.label}   {clip.clip_path}", axes[2 * i])
         fastest = max(np.quantile(np.hypot(flow[:, 0], flow[:, 1]), 0.998), 0.01)
         title = f"optical flow, less the camera's; brightest at {fastest:.2f} frame heights per second"
-        clip_strip(flow_colours(flow[chosen], fastest), title, axes[2 * i + 1])
-    return figure
+        rows += [(frames[::2][chosen], f"{clip.label}   {clip.clip_path}"),
+                 (flow_colours(flow[chosen], fastest), title)]
+    return clip_strips(rows)
 
 
 def animation(frames: np.ndarray, caption: str, fps: float = 8.0, height: int = 150) -> str:
-    """An endless WebP, a quarter of a GIF in size, in an HTML figure that needs no other file.
+    """Frames, (T, H, W, 3) uint8, as an endless WebP, a quarter of a GIF in size, in an HTML figure of its own.
 
-    Args:
-        frames: (T, H, W, 3) uint8.
-        caption: below it, and its text for those who can't see it.
-        fps: frames per second.
-        height: in pixels.
+    The caption stands below it, and is its text for those who can't see it; `height` is in pixels.
     """
     width = round(height * frames.shape[2] / frames.shape[1])
     first, *others = (Image.fromarray(frame).resize((width, height)) for frame in frames)
@@ -129,10 +102,3 @@ def animated_samples(table: pd.DataFrame, root: str | Path, seconds: float = 2.5
                                 lambda info: time_indices(info.frames, info.fps, round(seconds * fps), fps))
         figures.append(animation(frames, f"{clip.label}: {clip.clip_path}", fps))
     return f"<div>{''.join(figures)}</div>"
-
-
-def inline_picture(figure: Figure, words: str, height: int) -> str:
-    """A figure as an HTML picture, `height` pixels high, with `words` for those who can't see it; it is closed."""
-    data = base64.b64encode(png(figure)).decode()
-    return (f'<img alt="{html.escape(words, quote=True)}" style="height:{height}px;width:auto;vertical-align:top" '
-            f'src="data:image/png;base64,{data}">')

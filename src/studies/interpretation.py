@@ -5,8 +5,11 @@ Everything here runs a trained model on a data set's own clips, one centre view 
 
 from __future__ import annotations
 
+import html
 import sys
+from base64 import b64encode
 from collections.abc import Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +41,9 @@ from data_loader import (
     segment_indices,
 )
 from experiment import Experiment
-from features import Deployed
 from files import ArrayStore, file_hash, read_json, write_json
-from metrics import accuracy_interval, confidence, uncertain
-from studies.filmstrips import animation, inline_picture, verdict
+from metrics import confidence, interval_table, uncertain
+from studies.filmstrips import animation, verdict
 
 VARIANTS = ("as it is", "one frozen frame", "frames shuffled", "frames reversed", "background only")
 BACKGROUND_FRAMES = 25  # of a clip, evenly spread, from which its background is taken
@@ -62,50 +64,52 @@ def motion_probe(experiment: Experiment) -> pd.DataFrame:
 
     The variants show the model the same number of pictures: the centre view as it is; its middle frame throughout;
     its frames in an order drawn once per clip; its frames in reverse; and, throughout, what `still_background` leaves
-    of the clip, which is an approximation. A 2D model's trunk sees each frame by itself, so that it is run once per
-    clip and what it gives is put in order; everything after it is run for each variant.
+    of the clip, which is an approximation.
 
-    Returns:
-        One row per variant of `VARIANTS`: variant, clips, accuracy, low and high (its Wilson interval), probability
-        (mean, of the true class), changed (answers other than those of the first row), shift (the largest difference of
-        any probability of any clip from the first row) and painted (mean share of the picture that was painted over).
+    One row per variant of `VARIANTS`: variant, clips, accuracy, low and high (its Wilson interval), probability (mean,
+    of the true class), changed (answers other than those of the first row), shift (the largest difference of any
+    probability of any clip from the first row) and painted (mean share of the picture that was painted over).
     """
     files = experiment.files
-    path, checkpoint = files.root / "behaviour" / f"{files.model_name}.json", files.sha256
+    path = files.root / "behaviour" / f"{files.model_name}.json"
     kept = read_json(path)
-    if kept.get("of") != checkpoint:
-        kept = {"of": checkpoint, "motion": _probe(experiment).to_dict("records")}
+    if kept.get("of") != files.sha256:
+        kept = {"of": files.sha256, "motion": _probe(experiment).to_dict("records")}
         write_json(path, kept)
     return pd.DataFrame(kept["motion"])
 
 
+@torch.inference_mode()
 def _probe(experiment: Experiment) -> pd.DataFrame:
+    """A 2D model's trunk sees each frame by itself: it is run once per clip, and what it gives is put in order."""
     dataset, deployed = experiment.dataset("test"), experiment.deployed()
     loader = make_loader(Pictures(dataset), batch_size=1, collate=itemgetter(0))
     progress = tqdm(loader, f"{experiment.files.model_name} motion", unit="clip", file=sys.stdout, ncols=90)
     probabilities, painted = [], []
     for (pictures, share), clip_path in zip(progress, dataset.data["clip_path"], strict=True):
-        orders = variant_orders(len(pictures) - 1, clip_path)
-        logits = _variant_logits(experiment, deployed, dataset, pictures, orders)  # (variants, K)
-        probabilities.append(logits.cpu().double().softmax(dim=1).numpy())
+        orders = torch.from_numpy(variant_orders(len(pictures) - 1, clip_path))
+        pictures = pictures.to(experiment.device)
+        if experiment.recipe.kind == "2d":
+            seen = deployed.frozen.run(pictures[None])[0].float()  # (T + 1, ...)
+            logits = [deployed.head(seen[order][None]) for order in orders]
+        else:
+            logits = [deployed(dataset.layout(pictures[order])[None]) for order in orders]
+        probabilities.append(torch.cat(logits).cpu().double().softmax(dim=1).numpy())  # (variants, K)
         painted.append(share)
-    labels = np.array([dataset.label(i) for i in range(len(dataset))])
-    return _probe_table(np.stack(probabilities), labels, float(np.mean(painted)))
+    labels = dataset.data["label"].map(dataset.class_map).to_numpy()
+    return _probe_table(np.stack(probabilities, axis=1), labels, float(np.mean(painted)))
 
 
 def _probe_table(probabilities: np.ndarray, labels: np.ndarray, painted: float) -> pd.DataFrame:
-    """The rows of `motion_probe`, from (N, variants, K) probabilities and (N,) labels."""
-    first, rows = probabilities[:, 0], []
-    for name, given in zip(VARIANTS, probabilities.swapaxes(0, 1), strict=True):  # (N, K)
-        answers = given.argmax(axis=1)
-        interval = accuracy_interval(pd.DataFrame({"label": labels, "predicted": answers}))
-        rows.append({"variant": name, "clips": len(labels),
-                     "accuracy": interval.estimate, "low": interval.low, "high": interval.high,
-                     "probability": float(given[np.arange(len(labels)), labels].mean()),
-                     "changed": int((answers != first.argmax(axis=1)).sum()),
-                     "shift": float(np.abs(given - first).max()),
-                     "painted": painted if name == VARIANTS[-1] else 0.0})
-    return pd.DataFrame(rows)
+    """The rows of `motion_probe`, from (variants, N, K) probabilities and (N,) labels."""
+    answers = probabilities.argmax(axis=2)
+    tables = [pd.DataFrame({"label": labels, "predicted": its}) for its in answers]
+    scores = interval_table(dict(zip(VARIANTS, tables, strict=True))).rename_axis("variant").reset_index()
+    scores.insert(1, "clips", len(labels))
+    return scores.assign(probability=probabilities[:, np.arange(len(labels)), labels].mean(axis=1),
+                         changed=(answers != answers[0]).sum(axis=1),
+                         shift=np.abs(probabilities - probabilities[0]).max(axis=(1, 2)),
+                         painted=np.where(scores["variant"] == "background only", painted, 0.0))
 
 
 class Pictures(Dataset):
@@ -137,37 +141,24 @@ def variant_orders(frames: int, clip_path: str) -> np.ndarray:
                      np.full(frames, frames)])
 
 
-@torch.inference_mode()
-def _variant_logits(experiment: Experiment, deployed: Deployed, dataset: VideoDataset2D,
-                    pictures: torch.Tensor, orders: np.ndarray) -> torch.Tensor:
-    pictures, orders = pictures.to(experiment.device), torch.from_numpy(orders)
-    if experiment.recipe.kind == "2d":
-        seen = deployed.frozen.run(pictures[None])[0].float()  # (T + 1, ...)
-        return torch.cat([deployed.head(seen[order][None]) for order in orders])
-    return torch.cat([deployed(dataset.layout(pictures[order])[None]) for order in orders])
-
-
 def still_background(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A clip's median picture in which whatever moved is painted over from around it: an approximation.
+    """The median picture of (S, H, W, 3) uint8 frames, spread over a clip, in which what moved is painted over.
 
     A pixel moved where two frames at least differ from all that the median shows within `SHAKE` pixels, which a shaking
     camera does not bring about (the tolerance to small displacements of Elgammal et al. 2000). Gaps and outlines are
-    filled, and the hole is inpainted (Telea 2004). What stays still of a person, such as the feet in a push-up, stays
-    in the picture; where the camera travels, nearly everything is painted over.
+    filled, and the hole is inpainted (Telea 2004). It is an approximation: what stays still of a person stays in the
+    picture; where the camera travels, nearly everything is painted over.
 
-    Args:
-        frames: (S, H, W, 3) uint8, spread over the clip.
-
-    Returns:
-        (H, W, 3) uint8; and where it is painted over, (h, w) bool, h being at most `BACKGROUND_LINES`.
+    The picture is (H, W, 3) uint8; beside it, (h, w) bool where it is painted over, h at most `BACKGROUND_LINES`.
     """
     height, width = frames.shape[1:3]
     lines = min(height, BACKGROUND_LINES)
     size = (round(width * lines / height), lines)
     small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
     median = np.median(small, axis=0).astype(np.uint8)
-    low, high = (change(_smooth(median), _disc(2 * SHAKE + 1)) for change in (cv2.erode, cv2.dilate))
-    beyond = (cv2.max(cv2.subtract(low, frame), cv2.subtract(frame, high)) for frame in map(_smooth, small))
+    smooth = partial(cv2.GaussianBlur, ksize=(5, 5), sigmaX=0)
+    low, high = (change(smooth(median), _disc(2 * SHAKE + 1)) for change in (cv2.erode, cv2.dilate))
+    beyond = (cv2.max(cv2.subtract(low, frame), cv2.subtract(frame, high)) for frame in map(smooth, small))
     moved = np.sum([colours.max(axis=2) > MOVED for colours in beyond], axis=0) >= 2
     closed = cv2.morphologyEx(moved.astype(np.uint8), cv2.MORPH_CLOSE, _disc(lines // 12))
     grown = _disc(2 * SHAKE + lines // 40)  # the rim within SHAKE of what moved was not noticed
@@ -176,26 +167,18 @@ def still_background(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cv2.resize(painted, (width, height), interpolation=cv2.INTER_LINEAR), moved.astype(bool)
 
 
-def _smooth(picture: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(picture, (5, 5), 0)
-
-
 def _disc(diameter: int) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter | 1, diameter | 1))
 
 
 def motion_reading(table: pd.DataFrame, title: str) -> str:
-    """What `motion_probe` says of a model: a sentence on the order of frames, one on what else was taken out.
-
-    Args:
-        table: from `motion_probe`.
-        title: the model's name.
-    """
-    normal, frozen, shuffled, turned, background = table.itertuples()
+    """What `motion_probe`'s table says of the model `title`: of the order of frames, and of what else was taken out."""
+    right = (table["accuracy"] * table["clips"]).round().astype(int)
+    normal, frozen, shuffled, turned, background = table.assign(right=right).itertuples()
     n, shift = normal.clips, max(shuffled.shift, turned.shift)
     if shuffled.changed or turned.changed:
         order = (f"The {title} uses the order of frames: of its {n} answers {shuffled.changed} change when frames are "
-                 f"shuffled and {turned.changed} when they are reversed; {_right(shuffled)} and {_right(turned)} are "
+                 f"shuffled and {turned.changed} when they are reversed; {shuffled.right} and {turned.right} are "
                  "right then.")
     elif shift > ROUNDING:
         order = (f"The order of frames hardly matters to the {title}: shuffled or reversed, none of its {n} answers "
@@ -203,15 +186,10 @@ def motion_reading(table: pd.DataFrame, title: str) -> str:
     else:
         order = f"The {title} loses nothing when frames are shuffled or reversed: it does not use their order."
     still = {0: "no answer changes", 1: "1 answer changes"}.get(frozen.changed, f"{frozen.changed} answers change")
-    untelling = background.painted > UNTELLING
-    doubt = "; so much is painted over that this tells little of the background" if untelling else ""
-    return (f"{order} As filmed it is right on {_right(normal)} of {n} test videos, from one frozen frame on "
-            f"{_right(frozen)} ({still}), and with what moves painted over ({background.painted:.0%} of the "
-            f"picture) on {_right(background)}{doubt}.")
-
-
-def _right(row) -> int:
-    return round(row.accuracy * row.clips)
+    doubt = "; so much is painted over that this tells little of the background"
+    return (f"{order} As filmed it is right on {normal.right} of {n} test videos, from one frozen frame on "
+            f"{frozen.right} ({still}), and with what moves painted over ({background.painted:.0%} of the "
+            f"picture) on {background.right}{doubt if background.painted > UNTELLING else ''}.")
 
 
 # ---------------------------------------------------------------- where does it look?
@@ -219,12 +197,8 @@ def _right(row) -> int:
 class GradCam(NamedTuple):
     """What of a clip speaks for the predicted class.
 
-    Attributes:
-        maps: (T, H, W) float32 in [0, 1]; 1 is the clip's strongest response.
-        frames: (T, H, W, 3) uint8, as the model sees them.
-        times: (T,) seconds.
-        predicted: the class.
-        probability: of the class, from this one view in float32.
+    `maps` are (T, H, W) float32 in [0, 1], 1 being the clip's strongest response; `frames` (T, H, W, 3) uint8, as the
+    model sees them; `times` (T,) seconds; `probability` is that of the `predicted` class, from this view in float32.
     """
 
     maps: np.ndarray
@@ -239,15 +213,8 @@ def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam
 
     Where that stage keeps frames apart (all 2D models, the inflated 3D one), each frame has its own channel weights
     and map; where it convolves over time (R3D-18), the weights are the clip's, and maps are interpolated in time. All
-    maps of a clip share one scale.
-
-    Args:
-        experiment: the trained model.
-        clip_path: as in the split's tables.
-        frames: T at most, evenly spread over those of the model's centre view.
-
-    Raises:
-        VideoError: the clip can't be decoded.
+    maps of a clip share one scale. At most `frames` are given, evenly spread over those of the model's centre view.
+    Errors as `read_frames`.
     """
     dataset, model = experiment.dataset("test"), experiment.model.eval()
     pictures, times = read_timed_frames(clip_file(experiment.data.root, clip_path), dataset.sampler)
@@ -272,17 +239,15 @@ def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam
 
 def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
     """(N, F) float32: what the classifier sees of a part's clips, one centre view each; kept in the cache."""
+    @torch.inference_mode()
+    def compute() -> np.ndarray:
+        model = experiment.model.eval()
+        body = nn.Sequential(model.stages[model.cut if experiment.keeps_activations else 0:], model.pool)
+        batches = [body(x.to(experiment.device)).cpu() for x, _ in experiment.loader(experiment.dataset(part))]
+        return torch.cat(batches).numpy()
+
     store = ArrayStore(experiment.cache)
-    return store.get(store.path("pooled", (experiment.files.sha256, part)), lambda: _pooled(experiment, part))
-
-
-@torch.inference_mode()
-def _pooled(experiment: Experiment, part: str) -> np.ndarray:
-    model = experiment.model.eval()
-    start = model.cut if experiment.keeps_activations else 0
-    body = nn.Sequential(model.stages[start:], model.pool)
-    batches = [body(x.to(experiment.device)).cpu() for x, _ in experiment.loader(experiment.dataset(part))]
-    return torch.cat(batches).numpy()
+    return store.get(store.path("pooled", (experiment.files.sha256, part)), compute)
 
 
 def _labelled_features(experiment: Experiment) -> tuple[pd.DataFrame, np.ndarray]:
@@ -295,10 +260,8 @@ def _labelled_features(experiment: Experiment) -> tuple[pd.DataFrame, np.ndarray
 def trunk_embedding(experiment: Experiment) -> pd.DataFrame:
     """All clips in the plane: t-SNE (van der Maaten and Hinton 2008) of their features before the classifier.
 
-    Distances are cosines; only neighbourhoods mean something, not the axes nor how far clusters lie apart.
-
-    Returns:
-        One row per clip of the three parts: x, y, label, part, clip_path.
+    Distances are cosines; only neighbourhoods mean something, not the axes nor how far clusters lie apart. One row per
+    clip of the three parts: x, y, label, part, clip_path.
     """
     clips, features = _labelled_features(experiment)
     few = (len(features) - 1) / 3  # a perplexity above this has no neighbours to reach
@@ -309,16 +272,8 @@ def trunk_embedding(experiment: Experiment) -> pd.DataFrame:
 def nearest_training_clips(experiment: Experiment, clip_paths: Sequence[str], count: int = 3) -> pd.DataFrame:
     """The training clips that the model holds most alike: by the cosine of features before the classifier.
 
-    Args:
-        experiment: the trained model.
-        clip_paths: clips of any part; a training clip is not its own neighbour.
-        count: neighbours of each.
-
-    Returns:
-        One row per neighbour, the most alike first: clip_path, rank, neighbour, label (the neighbour's) and similarity.
-
-    Raises:
-        ValueError: a clip is in no part of the split.
+    `clip_paths` may be of any part (a ValueError where one is of none); a training clip is not its own neighbour.
+    `count` rows for each, the most alike first: clip_path, rank, neighbour, label (the neighbour's) and similarity.
     """
     clips, features = _labelled_features(experiment)
     place = {path: i for i, path in enumerate(clips["clip_path"])}
@@ -326,12 +281,11 @@ def nearest_training_clips(experiment: Experiment, clip_paths: Sequence[str], co
         raise ValueError(f"no part of the split has {', '.join(unknown)}: take clip_path from a prediction table")
     tables = []
     for path in clip_paths:
-        similarity = cosine_similarity(features[[place[path]]], features)[0]
-        others = (clips["part"] == "train") & (clips["clip_path"] != path)
-        near = clips.assign(similarity=similarity)[others].nlargest(count, "similarity").reset_index(drop=True)
-        tables.append(pd.DataFrame({"clip_path": path, "rank": near.index + 1, "neighbour": near["clip_path"],
-                                    "label": near["label"], "similarity": near["similarity"]}))
-    return pd.concat(tables, ignore_index=True)
+        known = clips.assign(similarity=cosine_similarity(features[[place[path]]], features)[0], clip_path=path,
+                             neighbour=clips["clip_path"]).query("part == 'train' and neighbour != clip_path")
+        near = known.nlargest(count, "similarity")
+        tables.append(near.assign(rank=range(1, len(near) + 1)))
+    return pd.concat(tables, ignore_index=True)[["clip_path", "rank", "neighbour", "label", "similarity"]]
 
 
 # ---------------------------------------------------------------- where does it err?
@@ -346,10 +300,8 @@ def probabilities_over_time(experiment: Experiment, clip_path: str, views: int =
     """The class probabilities of short views along a clip, as the model is deployed; kept in the cache.
 
     A view is the recipe's own window, from the clip's start to its end; where the recipe takes one frame from each of
-    several segments of the whole clip, the segments are split into runs instead.
-
-    Returns:
-        One row per view, indexed by the mean time of its frames in seconds; one column per class.
+    several segments of the whole clip, the segments are split into runs instead. One row per view, indexed by the mean
+    time of its frames in seconds; one column per class.
     """
     path, store = clip_file(experiment.data.root, clip_path), ArrayStore(experiment.cache)
     key = experiment.files.sha256, file_hash(path), views
@@ -375,25 +327,15 @@ def _over_time(experiment: Experiment, path: Path, views: int) -> np.ndarray:
 
 
 def gallery(experiment: Experiment, predictions: pd.DataFrame, count: int = 6) -> str:
-    """The clips to look at, moving at their true speed, each with its class probabilities over time.
+    """The clips to look at, moving at their true speed, each with its class probabilities over time: one piece of HTML.
 
-    Args:
-        experiment: the trained model.
-        predictions: of its clips, as `evaluation.evaluate` gives them.
-        count: clips. The misclassified ones are all shown, up to `WRONG_SHOWN`, the most confident first; the least
-            certain of the right ones fill up what is left of `count`.
-
-    Returns:
-        HTML that needs no other file.
-
-    Raises:
-        ValueError: as `metrics.confidence`.
-        VideoError: a clip can't be decoded.
+    Of `predictions`, as `evaluation.evaluate` gives them, the misclassified are all shown, up to `WRONG_SHOWN`, the
+    most confident first; the least certain of the right ones fill up what is left of `count`. Errors as
+    `metrics.confidence` and `read_frames`.
     """
-    table = predictions.assign(probability=confidence(predictions))
+    table = predictions.assign(probability=confidence(predictions)).sort_values("probability")
     correct = table["label"] == table["predicted"]
-    wrong = table[~correct].sort_values("probability", ascending=False)
-    right = table[correct].sort_values("probability")
+    wrong, right = table[~correct].iloc[::-1], table[correct]
     chosen = pd.concat([wrong.head(WRONG_SHOWN), right.head(max(count - len(wrong), 0))])
     return f"<div>{''.join(_exhibit(experiment, clip) for clip in chosen.itertuples())}</div>"
 
@@ -403,11 +345,11 @@ def _exhibit(experiment: Experiment, clip) -> str:
     frames, times = read_timed_frames(path, lambda info: segment_indices(info.frames, min(GALLERY_FRAMES, info.frames)))
     rate = (len(times) - 1) / np.ptp(times) if len(times) > 1 else 1.0
     course = probabilities_over_time(experiment, clip.clip_path)
-    highest = course.max().nlargest(CLASSES_DRAWN).index
-    course = course[[name for name in course if name in {*highest, clip.label}]]  # in order: colours stay
+    course = course.loc[:, course.columns.isin([*course.max().nlargest(CLASSES_DRAWN).index, clip.label])]
     figure, ax = plt.subplots(figsize=(3.6, 2.2))
     plots.probability_lines(course, ax)
     words = ", ".join(f"{name} {column.min():.2f} to {column.max():.2f}" for name, column in course.items())
-    drawn = inline_picture(figure, f"class probabilities over time: {words}", height=150)
     return ('<div style="display:inline-block;vertical-align:top;margin-right:1em">'
-            f'{animation(frames, verdict(clip), rate)}{drawn}</div>')
+            f'{animation(frames, verdict(clip), rate)}'
+            f'<img alt="class probabilities over time: {html.escape(words)}" style="height:150px;width:auto;'
+            f'vertical-align:top" src="data:image/png;base64,{b64encode(plots.png(figure)).decode()}"></div>')

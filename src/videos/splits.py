@@ -27,16 +27,13 @@ KINDS = (*TEST_GROUPS, "group", "random")
 HELD_OUT = 0.125  # fraction of the clips of a class in each of val and test
 NO_GROUPS = "no clip names a group (_gNN_cNN): each is its own, and leakage can't be checked"
 
-_GROUP = re.compile(r"_(g\d+)_c\d+$")
-_OFFICIAL_GROUP = re.compile(r"g(0[1-9]|1\d|2[0-5])")
-
 
 # ---------------------------------------------------------------- clips and their groups
 
 def group_of(name: str) -> str:
     """The group in a clip's name: `g07` of `v_PullUps_g07_c04.avi`; the stem where the name has none."""
     stem = Path(name).stem
-    found = _GROUP.search(stem)
+    found = re.search(r"_(g\d+)_c\d+$", stem)
     return found[1] if found else stem
 
 
@@ -51,23 +48,19 @@ def group_pairs(clips: pd.DataFrame) -> pd.Series:
 
 
 def scan_clips(root: str | Path, classes: Iterable[str] | None = None) -> pd.DataFrame:
-    """Lists the clips below `root`, which has one sub-folder per class.
+    """The clips below `root`, which has one sub-folder per class: those of `classes`, or of all that hold a video.
 
-    Args:
-        root: folder of class folders; `splits`, hidden folders and hidden files are left out.
-        classes: names of the class folders; None for every sub-folder that holds a video.
-
-    Returns:
-        One row per clip, sorted by path: clip_name, clip_path (below `root`, beginning with `/`), label, group.
+    One row per clip, sorted by path: clip_name, clip_path (below `root`, beginning with `/`), label, group. `splits`,
+    hidden folders and hidden files are left out.
 
     Raises:
         FileNotFoundError: `root` is missing, has no class folder with clips, or lacks a named class.
         ValueError: fewer than two classes.
     """
-    root = Path(root)
-    if not root.is_dir():
+    if not Path(root).is_dir():
         raise FileNotFoundError(f"no folder {root}: name a folder with one sub-folder of clips per class")
-    visible = (path for path in root.glob("[!.]*/[!.]*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+    visible = (path for path in Path(root).glob("[!.]*/[!.]*")
+               if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     rows = [(path.name, f"/{path.parent.name}/{path.name}", path.parent.name, group_of(path.name)) for path in visible]
     clips = pd.DataFrame(rows, columns=COLUMNS).query("label != 'splits'").sort_values("clip_path", ignore_index=True)
     there = set(clips["label"])
@@ -87,20 +80,12 @@ def scan_clips(root: str | Path, classes: Iterable[str] | None = None) -> pd.Dat
 # ---------------------------------------------------------------- splits
 
 def make_split(clips: pd.DataFrame, kind: str, seed: int = 42) -> pd.DataFrame:
-    """Gives every clip its part. The result depends on the set of clips, never on the order of the rows.
+    """The clips of `scan_clips`, sorted by path, with the column `part`: train, val or test, each with every class.
 
-    Args:
-        clips: what `scan_clips` returns.
-        kind: `official1|2|3` (UCF-101's test groups 1-7, 8-14 or 15-21; validation groups 22-25), `group` (75/12.5/12.5
-            of each class in whole groups: val and test are within half of the class's largest group of their target,
-            where it has enough groups) or `random` (75/12.5/12.5, stratified by class, groups ignored).
-        seed: of `group` and `random`.
-
-    Returns:
-        The clips sorted by path, with the column `part`: train, val or test. Each class is in each part.
-
-    Raises:
-        ValueError: an unknown kind, or a class whose clips or groups can't be split so.
+    `kind` is `official1|2|3` (UCF-101's test groups 1-7, 8-14 or 15-21; validation groups 22-25), `group` (75/12.5/12.5
+    of each class in whole groups: val and test are within half of the class's largest group of their target, given
+    enough groups) or `random` (75/12.5/12.5, stratified by class, groups ignored); the last two depend on `seed`, none
+    on the order of rows. A kind that is unknown or can't be made of these clips is a ValueError.
     """
     clips = clips.sort_values("clip_path", ignore_index=True)
     if kind not in KINDS:
@@ -111,19 +96,17 @@ def make_split(clips: pd.DataFrame, kind: str, seed: int = 42) -> pd.DataFrame:
 
 
 def _official_parts(clips: pd.DataFrame, kind: str) -> np.ndarray:
-    strange = clips.loc[~clips["group"].str.fullmatch(_OFFICIAL_GROUP), "clip_path"]
+    strange = clips.loc[~clips["group"].str.fullmatch(r"g(?:0[1-9]|1\d|2[0-5])"), "clip_path"]
     if len(strange):
         raise ValueError(f"{kind} needs UCF-101's groups g01 to g25, which {len(strange)} clips do not name "
                          f"(first {strange.iloc[0]}): use SPLIT=group")
     number = clips["group"].str[1:].astype(int)
     part = np.select([number.isin(TEST_GROUPS[kind]), number.isin(VAL_GROUPS)], ["test", "val"], "train")
-    counts = pd.crosstab(clips["label"], part).reindex(columns=PARTS, fill_value=0)
-    if len(empty := counts[(counts == 0).any(axis=1)]):
-        label = empty.index[0]
-        lacking = " and ".join(name for name in PARTS if empty.loc[label, name] == 0)
-        groups = clips.loc[clips["label"] == label, "group"]
-        raise ValueError(f"{kind} leaves {label} without a clip for {lacking} (it has groups {groups.min()} "
-                         f"to {groups.max()}): get its other groups, or use SPLIT=group")
+    for label, of_class in clips.assign(part=part).groupby("label"):
+        if lacking := [name for name in PARTS if name not in set(of_class["part"])]:
+            raise ValueError(f"{kind} leaves {label} without a clip for {' and '.join(lacking)} (it has groups "
+                             f"{of_class['group'].min()} to {of_class['group'].max()}): get its other groups, or "
+                             "use SPLIT=group")
     return part
 
 
@@ -144,10 +127,7 @@ def _group_parts(clips: pd.DataFrame, seed: int) -> np.ndarray:
 
 
 def _take_groups(sizes: pd.Series, target: float, most: int) -> list[str]:
-    """At most `most` groups, each of which in turn brings the number of clips nearer to the target.
-
-    The smallest group where each alone is further off than nothing.
-    """
+    """At most `most` groups, each bringing the number of clips nearer to the target; the smallest where none does."""
     taken, total = [], 0
     for group, size in sizes.items():
         if len(taken) < most and total + size / 2 < target:
@@ -192,12 +172,7 @@ def write_split(split: pd.DataFrame, folder: str | Path) -> dict[str, Path]:
 
 
 def read_split(folder: str | Path) -> dict[str, pd.DataFrame]:
-    """One table per part, as `read_part` gives it, of the three CSVs in a splits folder.
-
-    Raises:
-        FileNotFoundError: one of the three is missing.
-        ValueError: one is no split (`read_part`).
-    """
+    """One table per part, as `read_part` gives it, of the three CSVs in a splits folder; errors as `read_part`."""
     paths = split_paths(folder)
     if missing := [path.name for path in paths.values() if not path.is_file()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: put it there, or remove the other "
@@ -212,8 +187,7 @@ def read_part(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: it is missing.
         ValueError: it has no clip_path or label, or no row.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such split file; make the splits with python tools/data.py split ROOT")
     try:
         part = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -231,14 +205,10 @@ def ensure_splits(root: str | Path, folder: str | Path, kind: str, classes: Iter
                   seed: int = 42) -> dict[str, Path]:
     """The path of each part's CSV in `folder`, made from the clips below `root` where there are none yet.
 
-    Three CSVs that are there are used as they are, whatever `kind` says, and never overwritten.
-
-    Raises:
-        FileNotFoundError: one or two of the CSVs are missing, or the clips are (see `scan_clips`).
-        ValueError: the CSVs hold other classes than `classes`, or no such split can be made (`make_split`).
+    Three CSVs that are there are used as they are, whatever `kind` says, and never overwritten. Errors as `scan_clips`,
+    `make_split` and `read_split`; a ValueError where the CSVs hold other classes than `classes`.
     """
-    classes = None if classes is None else set(classes)
-    paths = split_paths(folder)
+    classes, paths = None if classes is None else set(classes), split_paths(folder)
     if not any(path.exists() for path in paths.values()):
         return write_split(make_split(scan_clips(root, classes), kind, seed), folder)
     held = set(pd.concat(read_split(folder).values())["label"])
@@ -253,17 +223,15 @@ def ensure_splits(root: str | Path, folder: str | Path, kind: str, classes: Iter
 def check_leakage(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per group in more than one part of a split: label, group, parts (such as "train, test").
 
-    Raises:
-        ValueError: a clip is in more than one part; the message lists such clips.
+    A clip in more than one part is a ValueError; the message lists such clips.
     """
-    rows = pd.concat([table.assign(part=name) for name, table in parts.items()], ignore_index=True)
+    rows = pd.concat(parts, names=["part"]).reset_index("part")
     in_parts = rows.groupby("clip_path")["part"].nunique()
     if shared := sorted(in_parts.index[in_parts > 1]):
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         raise ValueError(f"clips in more than one part: {', '.join(shared[:5])}{more}; keep each in one")
-    rows = rows.drop_duplicates(["label", "group", "part"])
-    groups = rows.groupby(["label", "group"])["part"].agg(", ".join).rename("parts").reset_index()
-    return groups[groups["parts"].str.contains(",")].reset_index(drop=True)
+    groups = rows.groupby(["label", "group"])["part"].agg(lambda part: ", ".join(part.unique()))
+    return groups[groups.str.contains(",")].reset_index(name="parts")
 
 
 def leakage_warning(shared: pd.DataFrame) -> str:
@@ -279,33 +247,24 @@ def leakage_warning(shared: pd.DataFrame) -> str:
 def split_hash(parts: dict[str, pd.DataFrame]) -> str:
     """SHA-256 (hex) of which clips, with label and group, are in which part, whatever the order of rows."""
     rows = sorted("\t".join((name, *row)) for name, table in parts.items()
-                  for row in table[["clip_path", "label", "group"]].itertuples(index=False, name=None))
+                  for row in table[["clip_path", "label", "group"]].to_numpy())
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def split_table(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Numbers of clips: a row per class and a last one `total`, a column per part and a last one `total`."""
-    rows = pd.concat([table.assign(part=name) for name, table in parts.items()], ignore_index=True)
+    rows = pd.concat(parts, names=["part"]).reset_index("part")
     table = pd.crosstab(rows["label"], rows["part"], margins=True, margins_name="total")
     return table.reindex(columns=[*parts, "total"], fill_value=0).rename_axis(index="class", columns=None)
 
 
-# ---------------------------------------------------------------- folds
-
 def group_folds(table: pd.DataFrame, most: int, grouped: bool,
                 seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
-    """Folds of cross-validation, stratified by class, that keep the clips of one group together.
+    """Folds of cross-validation, stratified by class, that keep the clips of one group together; and, in words, how.
 
-    Args:
-        table: with `label` and `group`.
-        most: number of folds; fewer where a class has fewer groups (or clips, where single clips are dealt out).
-        grouped: whether the clips name groups (`has_groups`); single clips are dealt out where not.
-
-    Returns:
-        Pairs of row numbers (to fit on, held out), each row held out once; and how they were made, in words.
-
-    Raises:
-        ValueError: a class has a single clip.
+    A fold is a pair of row numbers of `table` (to fit on, held out); each row is held out once. They are `most`, or
+    fewer where a class has fewer groups. Where the clips name no groups (`grouped` is false), or a class has one only,
+    single clips are dealt out instead; a class of a single clip is a ValueError.
     """
     clips = table["label"].value_counts()
     if clips.min() < 2:

@@ -46,17 +46,17 @@ DEFAULT_BACKBONE = {"2d": "resnet18", "3d": "resnet3d"}
 PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
 
 # Learning rates and epochs that go with what is trained: new layers alone bear, and need, a higher rate.
-RATES = {"all": 1e-4, "stage": 5e-4, "head": 1e-2}
-EPOCHS = {"all": 8, "stage": 5, "head": 8}
-# Networks with new layers below the head, which have to be trained.
-NEW_STAGES = ("efficientnet_lite0_3d",)
+RATES = {"all": 1e-4, "stage": 5e-4, "head": 1e-3}
+# The last stage that is used of a network, where that is not its last one: what follows is tuned to ImageNet's classes.
+DEPTHS = {"efficientnet_lite0": "block13", "efficientnet_lite0_3d": "block13"}
 
 
 # Fields of a recipe, by what they decide.
 CONCERNS = {
     "frames": ("num_frames", "sampling", "frame_rate", "train_views", "test_clips"),
-    "transforms": ("preprocessing", "augmentation"),
-    "network": ("trained", "pooling", "dropout", "frozen_batchnorm"),
+    "modality": ("modality", "gap", "stills"),
+    "transforms": ("preprocessing", "framing", "size", "augmentation"),
+    "network": ("trained", "depth", "grid", "pooling", "standardize", "dropout", "frozen_batchnorm"),
     "optimisation": ("optimizer", "lr", "weight_decay", "schedule", "batch_size", "label_smoothing", "epochs",
                      "patience"),
     "frozen part": ("cache", "precision"),
@@ -69,19 +69,31 @@ class Recipe:
 
     sampling: `window` (contiguous frames), `segments` (one frame from each of `num_frames` equal segments) or
         `time` (`num_frames` frames at `frame_rate` frames per second).
-    trained: `all` (every layer), `stage` (the last stage and the head), `head`, or `auto`: the head, and the last
-        stages of a network that has new layers in them (see `resolved`). What is not trained is a frozen trunk.
+    modality: `rgb`, `diff` (differences of frames `gap` seconds apart, about grey; TSN, Wang et al. 2016), `rgb+diff`
+        (two streams, each with its own head, whose log-probabilities are averaged), or `auto`: chosen among them by
+        inner folds of the training part (see `modality.choose_modality`).
+    stills: RGB frames of a clip where the modality has them; None takes `num_frames`.
+    trained: `all` (every layer), `stage` (the last stage and the head) or `head`. What is not trained is a frozen
+        trunk.
+    depth: name of the last stage of the network that is used; None takes what goes with the network (DEPTHS), `full`
+        all of it.
+    grid: rows x columns of cells that a frame's features are averaged over; each cell keeps its own.
+    standardize: pooled features get zero mean and unit variance before the classifier (BatchNorm without scale and
+        shift, as in the linear probes of He et al. 2022).
     cache: what is computed once and kept: `activations` (of the frozen trunk, for each of `train_views` augmented
         views of a training clip) or `none` (every clip is decoded in every epoch).
     precision: of the frozen trunk where its activations are kept: `float32`, `bfloat16`, or `auto`, which follows the
         hardware (see `features.FrozenTrunk`).
     preprocessing: `weights` (what the weights were trained with) or `seed` (224, ImageNet statistics).
+    framing: `preset` (resized and cropped as the weights' transform does) or `whole`: the whole frame is squeezed into
+        a square of `size` pixels, so that no action is cut away; None takes the preset's crop.
     augmentation: drawn once per `clip`, or once per `frame` (the seed's mistake, kept for comparison).
-    pooling: of the 2D model's frame features over time: `avg`, `max`, `attention` or `conv` (see
-        `models.TemporalPool`). 3D models do not read it.
+    pooling: of frame features over time: `avg`, `max`, `attention`, `conv` or `stats` (see `models.TemporalPool`).
+        R3D-18, which ends without a time axis, does not read it.
     frozen_batchnorm: `eval` (statistics are never updated) or `update` (the seed's mistake).
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
-    lr, epochs: None takes what goes with what is trained (RATES, EPOCHS).
+    lr: None takes what goes with what is trained (RATES).
+    epochs: at most; early stopping ends a training of the recommended recipe.
     test_clips: clips per video whose probabilities are averaged in the test.
     """
 
@@ -90,9 +102,17 @@ class Recipe:
     num_frames: int
     sampling: str
     frame_rate: float | None = None
+    modality: str = "rgb"
+    gap: float = 1 / 15
+    stills: int | None = None
     preprocessing: str = "weights"
+    framing: str = "preset"
+    size: int | None = None
     augmentation: str = "clip"
-    trained: str = "auto"
+    trained: str = "head"
+    depth: str | None = None
+    grid: str = "1x1"
+    standardize: bool = False
     cache: str = "activations"
     precision: str = "auto"
     train_views: int = 2
@@ -102,22 +122,30 @@ class Recipe:
     label_smoothing: float = 0.1
     optimizer: str = "adamw"
     lr: float | None = None
-    weight_decay: float = 1e-2
+    weight_decay: float = 5e-2
     schedule: str = "cosine"
-    epochs: int | None = None
-    patience: int = 3
+    epochs: int = 40
+    patience: int = 10
     batch_size: int = 8
     test_clips: int = 3
 
     def resolved(self, backbone: str) -> Recipe:
         """The recipe with what it leaves to the network filled in."""
-        trained = self.trained if self.trained != "auto" else "stage" if backbone in NEW_STAGES else "head"
-        return dataclasses.replace(self, trained=trained, lr=self.lr or RATES[trained],
-                                   epochs=self.epochs or EPOCHS[trained])
+        return dataclasses.replace(self, lr=self.lr or RATES[self.trained],
+                                   depth=self.depth or DEPTHS.get(backbone, "full"))
 
     def frames(self) -> dict:
-        """What a data set needs to know of it: `num_frames`, `sampling` and `frame_rate`."""
-        return {name: getattr(self, name) for name in ("num_frames", "sampling", "frame_rate")}
+        """What a data set needs to know of it: how its clips are sampled."""
+        return {name: getattr(self, name) for name in ("num_frames", "sampling", "frame_rate", "modality", "stills",
+                                                       "gap")}
+
+    def stills_shown(self) -> int:
+        """RGB frames of a clip: none where differences are all that is seen."""
+        return (self.stills or self.num_frames) if "rgb" in self.modality else 0
+
+    def streams(self) -> list[Recipe]:
+        """The recipe of each stream of its modality by itself."""
+        return [dataclasses.replace(self, modality=name) for name in self.modality.split("+")]
 
     def by_concern(self) -> dict[str, str]:
         """The recipe as the notebooks show it: a line for each of its concerns."""
@@ -132,14 +160,15 @@ class Recipe:
 _SEED = {
     "name": "seed", "sampling": "window", "preprocessing": "seed", "augmentation": "frame", "cache": "none",
     "train_views": 1, "frozen_batchnorm": "update", "label_smoothing": 0.9, "optimizer": "adam", "lr": 1e-4,
-    "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "test_clips": 1,
+    "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "test_clips": 1, "depth": "full",
 }
+_RECOMMENDED = {"modality": "auto", "framing": "whole", "size": 160, "grid": "2x3", "pooling": "stats",
+                "standardize": True, "train_views": 3}
 
 RECIPES = {
-    ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, sampling="segments", pooling="attention",
-                                  patience=5),
-    ("recommended", "3d"): Recipe("recommended", "3d", num_frames=16, sampling="time", frame_rate=15.0,
-                                  batch_size=4),
+    ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, stills=8, sampling="segments", **_RECOMMENDED),
+    ("recommended", "3d"): Recipe("recommended", "3d", num_frames=16, stills=4, sampling="time", frame_rate=15.0,
+                                  **_RECOMMENDED),
     ("seed", "2d"): Recipe(kind="2d", num_frames=20, trained="all", batch_size=4, patience=3, **_SEED),
     ("seed", "3d"): Recipe(kind="3d", num_frames=16, trained="head", batch_size=2, patience=4, **_SEED),
 }

@@ -28,6 +28,8 @@ from videos.splits import read_part, scan_clips
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own chatter; failures are raised below
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # an unreadable file is told below
 
+DIFFERENCE_GAIN = 2.0  # of differences of values in [0, 1], which are small
+MODALITIES = ("rgb", "diff", "rgb+diff")
 HINT_TOLERANCE = 0.05  # a header may promise this share of frames too many before a file counts as broken
 
 
@@ -89,26 +91,44 @@ def _check_counts(total: int, n: int) -> None:
 
 
 class FrameSampler:
-    """Frame indices as a recipe wants them (see `config.Recipe`); `frame_rate` is in frames per second."""
+    """Frame indices as a recipe wants them (see `config.Recipe`): `stills` frames where the modality has RGB, then,
+    where it has differences, `num_frames` frames and as many that follow them `gap` seconds later.
 
-    def __init__(self, num_frames: int, sampling: str = "window", frame_rate: float | None = None):
+    `frame_rate` is in frames per second. Stills that are fewer than `num_frames` lie over the same time.
+    """
+
+    def __init__(self, num_frames: int, sampling: str = "window", frame_rate: float | None = None,
+                 modality: str = "rgb", stills: int | None = None, gap: float = 1 / 15):
         if sampling not in ("window", "segments", "time"):
             raise ValueError(f"unknown sampling {sampling!r}: window, segments or time")
         if sampling == "time" and not frame_rate:
             raise ValueError("sampling by time needs frame_rate, in frames per second")
-        self.num_frames, self.sampling, self.frame_rate = num_frames, sampling, frame_rate
+        if modality not in MODALITIES:
+            raise ValueError(f"unknown modality {modality!r}: {', '.join(MODALITIES)}")
+        self.num_frames, self.sampling, self.frame_rate, self.gap = num_frames, sampling, frame_rate, gap
+        self.pairs = num_frames if "diff" in modality else 0
+        self.stills = (stills or num_frames) if "rgb" in modality else 0
 
     def __call__(self, info: VideoInfo, position: float | np.ndarray = 0.5) -> np.ndarray:
-        """(num_frames,) int64 indices into a clip; the same position gives the same indices."""
+        """(stills + 2 pairs,) int64 indices into a clip; the same position gives the same indices."""
+        chosen = [self._indices(info, self.stills, position)] if self.stills else []
+        if self.pairs:
+            later = min(max(round(self.gap * (info.fps or 25)), 1), info.frames - 1)
+            first = self._indices(info._replace(frames=info.frames - later), self.pairs, position)
+            chosen += [first, first + later]
+        return np.concatenate(chosen)
+
+    def _indices(self, info: VideoInfo, n: int, position: float | np.ndarray) -> np.ndarray:
         if self.sampling == "segments":
-            return segment_indices(info.frames, self.num_frames, position)
+            return segment_indices(info.frames, n, np.broadcast_to(position, self.num_frames)[:n])
         position = float(np.mean(position))
         if self.sampling == "window":
-            return window_indices(info.frames, self.num_frames, position)
-        return time_indices(info.frames, info.fps, self.num_frames, self.frame_rate, position)
+            return window_indices(info.frames, n, position)
+        return time_indices(info.frames, info.fps, n, self.frame_rate * n / self.num_frames, position)
 
     def __repr__(self) -> str:
-        return f"FrameSampler({self.num_frames}, {self.sampling!r}, {self.frame_rate})"
+        shown = f"FrameSampler({self.num_frames}, {self.sampling!r}, {self.frame_rate}"
+        return f"{shown}, stills={self.stills}, pairs={self.pairs}, gap={self.gap:.4g})" if self.pairs else f"{shown})"
 
     def random_position(self) -> np.ndarray:
         """Drawn from torch's generator: one position per segment for `segments`, else one per clip."""
@@ -210,28 +230,39 @@ def extract_frames(path: str | Path, max_frames: int = 30, size: tuple[int, int]
 class ClipTransform:
     """Torchvision v2 transforms applied to a clip as a whole, so that random parameters are drawn once per clip.
 
-    `steps` work on (T, C, H, W) uint8; `mean` and `std` are per channel, for values in [0, 1].
+    `steps` work on (F, C, H, W) uint8; `mean` and `std` are per channel, for values in [0, 1]. The first `stills`
+    frames stay RGB; what follows them are the first frames of pairs, then the second ones (see `FrameSampler`), of
+    which the difference remains. None takes all frames as they are.
     """
 
-    def __init__(self, steps: Sequence, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, steps: Sequence, mean: Sequence[float], std: Sequence[float], stills: int | None = None):
         self.steps, self.mean, self.std = v2.Compose(list(steps)), torch.tensor(mean), torch.tensor(std)
+        self.stills = stills
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(..., C, H, W) uint8 to float32 of the same shape, on the same device."""
-        return v2.functional.normalize(pixels.float().div_(255.0), self.mean, self.std, inplace=True)
+        """(F, C, H, W) uint8 to (T, C, H, W) float32 on the same device; T is F, less the second frames of pairs."""
+        values = pixels.float().div_(255.0)
+        if self.stills is not None:
+            first, second = values[self.stills:].chunk(2)
+            values = torch.cat([values[:self.stills], 0.5 + DIFFERENCE_GAIN * (second - first)])
+        return v2.functional.normalize(values, self.mean, self.std, inplace=True)
 
     def __call__(self, clip: torch.Tensor) -> torch.Tensor:
-        """(T, C, H, W) uint8 to (T, C, H', W') float32."""
+        """(F, C, H, W) uint8 to (T, C, H', W') float32."""
         return self.normalize(self.steps(clip))
 
     def __str__(self) -> str:
         steps = [step.step if isinstance(step, FrameByFrame) else step for step in self.steps.transforms]
         lines = [str(line) for step in steps for line in (step if isinstance(step, nn.Sequential) else [step])]
         mean, std = ([round(value, 5) for value in values.tolist()] for values in (self.mean, self.std))
+        if self.stills is not None:
+            kept = f"{self.stills} RGB frames, then " if self.stills else ""
+            lines.append(f"{kept}differences of pairs: 0.5 + {DIFFERENCE_GAIN:g} (second - first)")
         return "\n    ".join(["ClipTransform(", *lines, f"Normalize(mean={mean}, std={std})"]) + "\n)"
 
     def __repr__(self) -> str:
-        return f"ClipTransform({self.steps}, {self.mean.tolist()}, {self.std.tolist()})"
+        differences = "" if self.stills is None else f", stills={self.stills}, gain={DIFFERENCE_GAIN:g}"
+        return f"ClipTransform({self.steps}, {self.mean.tolist()}, {self.std.tolist()}{differences})"
 
 
 class FrameByFrame(v2.Transform):
@@ -257,24 +288,27 @@ def _resize_settings(prep: Preprocessing) -> dict:
     return {"interpolation": v2.InterpolationMode(prep.interpolation), "antialias": prep.antialias}
 
 
-def eval_transform(prep: Preprocessing) -> ClipTransform:
-    """Resize and centre crop, equal to the last bit to the weights' own evaluation preset.
+def eval_transform(prep: Preprocessing, stills: int | None = None) -> ClipTransform:
+    """Resize and centre crop, equal to the last bit to the weights' own evaluation preset; `stills` as `ClipTransform`.
 
     The presets resize with torchvision's first transforms, which round uint8 otherwise than v2's.
     """
     size = list(prep.resize) if isinstance(prep.resize, tuple) else prep.resize
     step = nn.Sequential(transforms.Resize(size, **_resize_settings(prep)), transforms.CenterCrop(prep.crop))
-    return ClipTransform([FrameByFrame(step)], prep.mean, prep.std)
+    return ClipTransform([FrameByFrame(step)], prep.mean, prep.std, stills)
 
 
-def train_transform(prep: Preprocessing) -> ClipTransform:
-    """Random resized crop, flip and colour, each drawn once per clip."""
-    steps = [
-        v2.RandomResizedCrop(prep.crop, scale=(0.5, 1.0), **_resize_settings(prep)),
-        v2.RandomHorizontalFlip(),
-        FrameByFrame(v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)),
-    ]
-    return ClipTransform(steps, prep.mean, prep.std)
+def train_transform(prep: Preprocessing, stills: int | None = None) -> ClipTransform:
+    """Random resized crop, flip and colour, each drawn once per clip; `stills` as `ClipTransform`.
+
+    Where the whole frame is squeezed into the square nothing is cropped; differences alone keep their colours.
+    """
+    whole = prep.resize == (prep.crop, prep.crop)
+    fit = (FrameByFrame(transforms.Resize(list(prep.resize), **_resize_settings(prep))) if whole else
+           v2.RandomResizedCrop(prep.crop, scale=(0.5, 1.0), **_resize_settings(prep)))
+    colour = FrameByFrame(v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3))
+    steps = [fit, v2.RandomHorizontalFlip(), *([] if stills == 0 else [colour])]
+    return ClipTransform(steps, prep.mean, prep.std, stills)
 
 
 def seed_transform(train: bool) -> transforms.Compose:
@@ -292,7 +326,8 @@ def recipe_transform(recipe: Recipe, prep: Preprocessing, train: bool) -> Callab
     """The transform that a recipe and its weights ask for."""
     if recipe.augmentation == "frame":
         return seed_transform(train)
-    return train_transform(prep) if train else eval_transform(prep)
+    stills = recipe.stills_shown() if "diff" in recipe.modality else None
+    return train_transform(prep, stills) if train else eval_transform(prep, stills)
 
 
 def denormalize(clip: torch.Tensor, prep: Preprocessing) -> np.ndarray:
@@ -312,6 +347,17 @@ def apply_transform(frames: np.ndarray, transform: Callable | None) -> torch.Ten
     if isinstance(transform, ClipTransform):
         return transform(_channels_first(frames))
     return torch.stack([transform(frame) for frame in frames])
+
+
+def framed(frames: np.ndarray, transform: Callable | None) -> torch.Tensor:
+    """(F, H, W, C) uint8 frames as the transform fits them into its square, (F, C, H', W'), for `normalized`."""
+    return (transform.steps(_channels_first(frames)) if isinstance(transform, ClipTransform)
+            else apply_transform(frames, transform))
+
+
+def normalized(pictures: torch.Tensor, transform: Callable | None) -> torch.Tensor:
+    """What `apply_transform` makes of `framed` pictures; a transform of single frames has nothing left to do."""
+    return transform.normalize(pictures) if isinstance(transform, ClipTransform) else pictures
 
 
 def _channels_first(frames: np.ndarray) -> torch.Tensor:
@@ -354,19 +400,17 @@ class VideoDataset2D(Dataset):
         num_frames: T.
         transform: as `apply_transform`.
         train: random sampling positions; otherwise the centre, so that the same clip gives the same tensor.
-        sampling: `window` (the seed's contiguous frames), `segments` or `time`.
-        frame_rate: frames per second, for `time`.
+        sampling, frame_rate, modality, stills, gap: as `FrameSampler`; the transform turns pairs into differences.
 
     Raises:
         FileNotFoundError, ValueError: as `read_clip_table`, at construction.
         VideoError: from `__getitem__`, for a file that can't be decoded.
     """
 
-    def __init__(self, csv, root, class_map, num_frames=20, transform=None, train=False, sampling="window",
-                 frame_rate=None):
+    def __init__(self, csv, root, class_map, num_frames=20, transform=None, train=False, **sampling):
         self.data, self.csv = read_clip_table(csv, root, class_map), Path(csv)
         self.root, self.class_map = Path(root), dict(class_map)
-        self.sampler = FrameSampler(num_frames, sampling, frame_rate)
+        self.sampler = FrameSampler(num_frames, **sampling)
         self.transform, self.train = transform, train
 
     def __len__(self) -> int:

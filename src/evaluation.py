@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import folds
+from config import Recipe, get_recipe
 from data_loader import apply_transform, read_frames
-from experiment import Experiment, predict, prediction_table, untrained, view_probabilities
-from files import save_array, update_json
-from machine import memory_mb
+from experiment import Experiment, plan, predict, prediction_table, untrained, view_probabilities
+from files import file_hash, save_array, update_json
+from machine import computes_bfloat16, memory_mb
 from metrics import classification_metrics, negative_log_likelihood
+from models import weights_file
 from utils import fit
+from videos.library import VideoData
 
 # ---------------------------------------------------------------- scores
 
@@ -48,6 +55,41 @@ def _evaluate(experiment: Experiment) -> pd.DataFrame:
 def predict_validation(experiment: Experiment) -> pd.DataFrame:
     """Predictions of the validation set, as `evaluate` gives the test set's; calibration is fitted to them."""
     return experiment.files.kept_table(experiment.files.validation, lambda: predict(experiment, "val"))
+
+
+# ---------------------------------------------------------------- folds
+
+def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
+                   partition: int | None = None) -> pd.DataFrame:
+    """The recipe trained and tested by folds of whole groups (see `folds.cross_validate`, also for what is returned).
+
+    Args:
+        experiment: of the recipe; gives data, weights, backbone, seed and device.
+        recipe: as it was asked for: what it leaves open, such as the modality, is chosen in each fold.
+        count: folds.
+        partition: seed of the folds; None takes the experiment's.
+    """
+    recipe = get_recipe(recipe, experiment.recipe.kind) if isinstance(recipe, str) else recipe
+    backbone, source = experiment.model.backbone, experiment.model.source
+
+    def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+        with redirect_stdout(io.StringIO()):  # a fold is told in one line
+            again = plan(data, recipe, source, experiment.seed, backbone, experiment.device, experiment.cache).build()
+            train_ds, val_ds = again.dataset("train", train=True), again.dataset("val")
+            loaders = again.loader(train_ds), again.loader(val_ds)
+            training = again.training(len(train_ds), last=folder / "last.pth", report=None)
+            fit(training, *loaders, again.criterion(), again.device)
+            test, validation = predict(again), predict(again, "val")
+        training.last.unlink(missing_ok=True)
+        words = f"{again.recipe.modality}, best of {len(training.history['val_accs'])} epochs {training.best_epoch}, "
+        return test, validation, f"{words}{training.seconds:.0f} s"
+
+    weights = file_hash(weights_file(backbone)) if source != "none" else ""
+    asked = {"recipe": recipe.resolved(backbone).to_dict(), "backbone": backbone, "weights": weights,
+        "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed}
+    partition = experiment.seed if partition is None else partition
+    return folds.cross_validate(experiment.data, experiment.files, asked, predict_fold, count, partition,
+                                experiment.cache)
 
 
 # ---------------------------------------------------------------- other training seeds

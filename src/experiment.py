@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, 
 from features import Activations, Deployed, FrozenTrunk, trunk_activations
 from files import ResultFiles, differences, file_hash, keep_previous, read_json, save_array, write_json
 from machine import accelerator, environment, memory_mb
+from modality import modality_scores
 from models import VideoModel, build_model, choose_backbone, choose_source, weights_file
 from utils import (
     HISTORY,
@@ -80,14 +82,19 @@ class Experiment:
         """The model's facts: the notebooks show them, and its card."""
         prep, recipe, head = self.model.preprocessing, self.recipe, self.model.classifier
         statistics = "ImageNet" if prep.mean == IMAGENET_MEAN else "Kinetics-400"
-        temporal = {"resnet3d": "3D convolutions", "efficientnet_lite0_3d": "temporal convolutions, then average"}
+        temporal = {"resnet3d": "3D convolutions",
+                    "efficientnet_lite0_3d": f"temporal convolution, {recipe.pooling} pooling"}
+        seen = {"rgb": f"{recipe.stills_shown()} RGB frames",
+                "diff": f"{recipe.num_frames} RGB differences of frames {1000 * recipe.gap:.0f} ms apart"}
         total, trained = self.model.count_parameters()
         source = self.model.source
         return {
             "backbone": self.title,
             "pretrained weights": "none (random initial values)" if source == "none" else
             f"{source} ({weights_file(self.model.backbone).name})",
-            "input": f"{recipe.num_frames} RGB frames of {prep.crop}x{prep.crop} pixels, {statistics} statistics",
+            "input": " and ".join(seen[name] for name in recipe.modality.split("+")),
+            "framing": {"whole": "the whole frame", "preset": "as the weights' preset"}[recipe.framing]
+            + f", {prep.crop}x{prep.crop} pixels, {statistics} statistics",
             "frames": recipe.sampling + (f", {recipe.frame_rate:g} per second" if recipe.frame_rate else ""),
             "temporal aggregation": temporal.get(self.model.backbone, f"{recipe.pooling} pooling of frame features"),
             "classifier head": f"dropout {head[0].p:g}, fully connected ({head[1].out_features} classes)",
@@ -98,10 +105,12 @@ class Experiment:
 
     def dataset(self, part: str, train: bool = False) -> VideoDataset2D:
         """A part's clips, sampled and transformed as the recipe and the weights ask."""
-        kind = VideoDataset2D if self.recipe.kind == "2d" else VideoDataset3D
-        transform = recipe_transform(self.recipe, self.model.preprocessing, train)
-        return kind(self.data.splits[part], self.data.root, self.data.class_map, transform=transform, train=train,
-                    **self.recipe.frames())
+        return self._dataset(self.data.splits[part], train, self.recipe)
+
+    def _dataset(self, csv: Path, train: bool, recipe: Recipe) -> VideoDataset2D:
+        kind = VideoDataset2D if recipe.kind == "2d" else VideoDataset3D
+        transform = recipe_transform(recipe, self.model.preprocessing, train)
+        return kind(csv, self.data.root, self.data.class_map, transform=transform, train=train, **recipe.frames())
 
     def loader(self, dataset: VideoDataset2D) -> DataLoader:
         """Batches of one view per clip, for `trained_part`: drawn and shuffled for training, else the centre.
@@ -109,24 +118,30 @@ class Experiment:
         Where the recipe keeps the frozen trunk's activations, what is missing of them is computed first, once.
         """
         started = time.perf_counter()
+        train = dataset.train
         if self.keeps_activations:
-            views = self.recipe.train_views if dataset.train else 1
-            dataset, train = self.activations(dataset, views, draw=True), dataset.train
+            dataset = self.activations(dataset, "random" if train else self.recipe.test_clips // 2)
             self.feature_seconds += time.perf_counter() - started
-        else:
-            train = dataset.train
         return self._batches(dataset, shuffle=train)
 
     def test_loader(self, dataset: VideoDataset2D) -> DataLoader:
         """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
         views = self.recipe.test_clips
-        return self._batches(self.activations(dataset, views) if self.keeps_activations else ClipViews(dataset, views))
+        return self._batches(self.activations(dataset) if self.keeps_activations else ClipViews(dataset, views))
 
-    def activations(self, dataset: VideoDataset2D, views: int, draw: bool = False) -> Activations:
-        """The frozen trunk's activations of a data set, as `trunk_activations`."""
-        title = f"{self.files.model_name} {Path(dataset.csv).stem} features"
-        return trunk_activations(self.model, dataset, views, self.device, draw=draw, seed=self.seed, cache=self.cache,
-                                 title=title, precision=self.recipe.precision)
+    def activations(self, dataset: VideoDataset2D, view: int | str | None = None) -> Activations:
+        """The frozen trunk's activations of a data set's clips; those that are missing are computed first.
+
+        Training clips have `train_views` random views, others `test_clips` evenly spread ones; `view` as `Activations`.
+        """
+        recipes, views = self.recipe.streams(), self.recipe.train_views if dataset.train else self.recipe.test_clips
+        kept = []
+        for recipe in recipes:
+            stream = dataset if len(recipes) == 1 else self._dataset(dataset.csv, dataset.train, recipe)
+            title = f"{self.files.model_name} {dataset.csv.stem} {recipe.modality}"
+            kept.append(trunk_activations(self.model, stream, views, self.device, self.seed, self.cache, title,
+                                          recipe.precision))
+        return Activations(list(zip(*kept, strict=True)), [dataset.label(i) for i in range(len(dataset))], view)
 
     def _batches(self, dataset, shuffle: bool = False) -> DataLoader:
         workers = 0 if self.keeps_activations else None  # reading what is kept needs no helper
@@ -248,12 +263,14 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
         print(f"reloading {files.checkpoint.name}: trained {len(stats['train_losses'])} epochs in "
               f"{stats['train_time']:.0f} s, best validation accuracy {stats['best_val_acc']:.3f}")
         files = ResultFiles(files.root, files.kind, saved["backbone"])
+        as_saved = dataclasses.replace(as_saved, modality=saved["modality"])
         return Experiment(data, as_saved, None, files, accelerator(device), saved["seed"], cache, saved["weights"],
                           reloaded=True)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
     planned = plan(data, recipe, choose_source(kind, weights), seed, backbone, device, cache, deterministic)
-    planned.request = {**asked, "weights": planned.source, "recipe": planned.recipe.to_dict(),
-                       "backbone": planned.files.backbone}
+    backbone = planned.files.backbone
+    planned.request = {**asked, "weights": planned.source, "recipe": recipe.resolved(backbone).to_dict(),
+                       "modality": planned.recipe.modality, "backbone": backbone}
     return planned
 
 
@@ -294,12 +311,33 @@ def plan(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str 
          device: str | torch.device | None = None, cache: Path = CACHE, deterministic: bool = True) -> Experiment:
     """An experiment without its model; arguments as `load_or_train`, but for `source`, which `choose_source` gives.
 
+    The modality `auto` is settled here, by the training part alone.
+
     Raises:
         ValueError: backbone and source don't go together.
     """
     backbone = choose_backbone(recipe.kind, source, backbone)
-    return Experiment(data, recipe.resolved(backbone), None, ResultFiles(data.results, recipe.kind, backbone),
-                      accelerator(device), seed, cache, source, deterministic=deterministic)
+    planned = Experiment(data, recipe.resolved(backbone), None, ResultFiles(data.results, recipe.kind, backbone),
+                         accelerator(device), seed, cache, source, deterministic=deterministic)
+    return _with_modality(planned) if recipe.modality == "auto" else planned
+
+
+@torch.inference_mode()
+def _with_modality(planned: Experiment) -> Experiment:
+    """The experiment with the modality that `modality_scores` puts first, for features averaged over training views."""
+    streams, seconds = {}, 0.0
+    for name in ("rgb", "diff"):
+        its = dataclasses.replace(planned, recipe=dataclasses.replace(planned.recipe, modality=name)).build()
+        clips, started, model = its.dataset("train", train=True), time.perf_counter(), its.model.eval()
+        rows = [model.embed(views.to(its.device)).mean(dim=0) for views, _ in its.activations(clips)]
+        streams[name] = torch.stack(rows).cpu().numpy()
+        seconds += time.perf_counter() - started
+    scores = modality_scores(streams, clips.data, planned.data.split["groups_named"], planned.seed)
+    chosen = scores.index[0]
+    print(f"modality {chosen}: inner folds of the training part give "
+          + ", ".join(f"{name} {row.accuracy:.3f}" for name, row in scores.iterrows()))
+    return dataclasses.replace(planned, recipe=dataclasses.replace(planned.recipe, modality=chosen),
+                               feature_seconds=seconds)
 
 
 def untrained(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str | None = None,

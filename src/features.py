@@ -8,6 +8,7 @@ recipes that agree on a clip share its file.
 from __future__ import annotations
 
 import copy
+import hashlib
 import sys
 from contextlib import nullcontext
 from functools import cached_property
@@ -29,36 +30,43 @@ from models import VideoModel, state_hash
 
 
 class Activations(Dataset):
-    """The kept activations of a data set's clips, read from memory-mapped `files`: one .npy per clip, (V, ...) float16.
+    """The kept activations of a data set's clips, read from memory-mapped `files`: for each clip one .npy per stream,
+    (V, T, ...) float16; those of several streams are joined along T.
 
-    With `draw`, a sample is ((...), label), of one view that is drawn from torch's generator (training); otherwise
-    ((V, ...), label), of all views. Values are float32.
+    A sample is (activations, label): of all views, (V, T, ...); with `view` a number, of this one, (T, ...); with
+    `view` `random`, of one that is drawn from torch's generator (training). Values are float32.
     """
 
-    def __init__(self, files: list[Path], labels: list[int], draw: bool):
-        self.files, self.labels, self.draw = files, labels, draw
+    def __init__(self, files: list[tuple[Path, ...]], labels: list[int], view: int | str | None = None):
+        self.files, self.labels, self.view = files, labels, view
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        try:
-            views = np.load(self.files[index], mmap_mode="r")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{self.files[index]}: removed meanwhile, by hand or by another process that "
-                                    "needed the space: run again, with a higher CACHE_GB") from error
-        if self.draw:
-            views = views[int(torch.randint(len(views), (1,)))]
-        return torch.from_numpy(views.astype(np.float32)), self.labels[index]
+        streams, view = [_mapped(path) for path in self.files[index]], self.view
+        if view == "random":
+            view = int(torch.randint(len(streams[0]), (1,)))
+        chosen = slice(None) if view is None else view
+        x = np.concatenate([stream[chosen] for stream in streams], axis=1 if view is None else 0)
+        return torch.from_numpy(x.astype(np.float32)), self.labels[index]
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: removed meanwhile, by hand or by another process that needed the space: run "
+                                "again, with a higher CACHE_GB") from error
 
 
 def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, device: str | torch.device,
-                      draw: bool = False, seed: int = 0, cache: Path = CACHE, title: str = "features",
-                      precision: str = "auto") -> Activations:
-    """Computes what is missing of the trunk's activations of V `views` per clip and gives access to all of them.
+                      seed: int = 0, cache: Path = CACHE, title: str = "features", precision: str = "auto"
+                      ) -> list[Path]:
+    """Computes what is missing of the trunk's activations of V `views` of each clip; gives the files that keep them.
 
-    The data set's `train` decides between random views, which follow `seed`, and evenly spread ones. `draw` is as in
-    `Activations`, `device` and `precision` as in `FrozenTrunk`; `cache` is the folder of an `ArrayStore`.
+    The data set, of one modality, decides by `train` between random views, which follow `seed`, and evenly spread ones.
+    `device` and `precision` are as in `FrozenTrunk`; `cache` is the folder of an `ArrayStore`.
 
     Raises:
         VideoError: a clip can't be decoded; what was computed before it is kept.
@@ -82,7 +90,7 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
         left, size = store.trim(), sum(path.stat().st_size for path in kept)
         print(f"{title}: {len(kept)} clips in {frozen.precision}, {size / 1e6:.0f} MB kept; {shown(store.folder)} "
               f"holds {left / 1e6:.0f} MB of at most {store.budget / 1e9:g} GB")
-    return Activations(kept, [dataset.label(i) for i in range(len(dataset))], draw)
+    return kept
 
 
 def _keys(dataset: VideoDataset2D, views: int, seed: int, precision: str) -> list[tuple]:
@@ -111,15 +119,20 @@ class FrozenTrunk:
         if precision == "auto":
             precision = "bfloat16" if computes_bfloat16(device) else "float32"
         self.model, self.dataset, self.device, self.precision = model, dataset, device, precision
-        self.folder = f"activations/{model.backbone}-{state_hash(model.trunk)[:16]}"  # below the cache
+        form = hashlib.sha256(repr(model.trunk).encode()).hexdigest()  # what has no parameters, such as pooling
+        self.folder = f"activations/{model.backbone}-{state_hash(model.trunk)[:16]}-{form[:8]}"  # below the cache
 
     @cached_property
     def trunk(self) -> nn.Module:
         """The trunk as it is run; where all that is asked for is kept, it is not made."""
         return fold_batchnorm(self.model.trunk)
 
+    def join(self, clip: torch.Tensor) -> torch.Tensor:
+        """`run` on a clip of all the model's streams."""
+        return self.model.joined(self.run, clip)
+
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """(V, T, C, H, W) uint8 views to (V, ...) float16 activations, a view at a time, which bounds the memory."""
+        """(V, F, C, H, W) uint8 views to (V, T, ...) float16 activations, a view at a time, which bounds the memory."""
         activations = []
         for view in pixels:
             clip = self.dataset.transform.normalize(view.to(self.device, non_blocking=True))
@@ -143,7 +156,7 @@ class Deployed:
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor) -> torch.Tensor:
         """(B, T, C, H, W) or (B, C, T, H, W) normalised to (B, num_classes) logits."""
-        return self.head(self.frozen.run(clip).float())
+        return self.head(self.frozen.join(clip).float())
 
 
 def fold_batchnorm(trunk: nn.Module) -> nn.Module:

@@ -44,6 +44,8 @@ class ModelFiles:
         self.sidecar = self.checkpoint.with_suffix(".json")
         self.stats = root / f"stats_{family}" / f"stats_{short or model_name}.json"
         self.predictions = root / "predictions" / f"{model_name}.csv"
+        self.folds = root / "predictions" / f"{model_name}_folds.csv"  # of every video (see `folds`)
+        self.folds_validation = root / "predictions" / f"{model_name}_folds_validation.csv"
         self.confusion_matrix = root / "confusion_matrices" / family / f"{picture or model_name}_confusion_matrix.png"
 
     @property

@@ -7,9 +7,11 @@ changes no parameter's name, so a checkpoint loads whatever was trained.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import socket
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import requests
@@ -23,7 +25,7 @@ from torchvision import models as tv
 
 from config import DEFAULT_BACKBONE, KINDS, PACKAGED, TITLES, Preprocessing, Recipe
 
-POOLINGS = ("avg", "max", "attention", "conv")
+POOLINGS = ("avg", "max", "attention", "conv", "stats")
 FETCH_TIMEOUT = 12  # seconds in which a download host must answer, also in the middle of a file
 
 TORCHVISION = {
@@ -122,17 +124,18 @@ class TemporalConv(nn.Module):
 class TemporalPool(nn.Module):
     """Pools frame features over time: (B, T, F) -> (B, F).
 
+    `stats` gives (B, 5 F): mean, standard deviation and the means of three thirds, so that it knows beginning from end.
     `attention` weighs the frames by gated attention (Ilse, Tomczak and Welling 2018); its scores start equal.
     `conv` adds to each frame's features a bottleneck with a depthwise convolution over three frames (as in ST-Adapter,
     Pan et al. 2022), then averages; its last layer starts at zero, so that nothing is added. Both start as `avg`; only
-    they have parameters and need to know F, `features`.
+    they have parameters. `out_features` is the size of what is given, for F `features`.
     """
 
     def __init__(self, pooling: str = "avg", features: int | None = None):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: {', '.join(POOLINGS)}")
-        self.pooling = pooling
+        self.pooling, self.out_features = pooling, features and features * (5 if pooling == "stats" else 1)
         narrow = 32  # width of the bottleneck
         if pooling == "attention":
             self.value, self.gate = nn.Linear(features, narrow), nn.Linear(features, narrow)
@@ -154,17 +157,78 @@ class TemporalPool(nn.Module):
         if self.pooling == "conv":
             mixed = self.mix(self.down(x).transpose(1, 2)).relu()  # (B, narrow, T)
             return x.mean(dim=1) + self.up(mixed.mean(dim=2))  # `up` is linear: once per clip, not once per frame
+        if self.pooling == "stats":
+            thirds = F.adaptive_avg_pool1d(x.transpose(1, 2), 3).flatten(1)  # (B, 3 F)
+            return torch.cat([x.mean(dim=1), x.std(dim=1, correction=0), thirds], dim=1)
         return x.mean(dim=1)
+
+
+class GridPool(nn.Module):
+    """Averages feature maps over a grid of cells, each of which keeps its place: (B, C, H, W) -> (B, C * cells)."""
+
+    def __init__(self, grid: str = "1x1"):
+        super().__init__()
+        self.cells = rows, columns = tuple(map(int, grid.split("x")))
+        self.count = rows * columns
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        on = "cpu" if x.device.type == "mps" else x.device  # Apple's has no grids that don't divide the map
+        return F.adaptive_avg_pool2d(x.to(on), self.cells).flatten(1).to(x.device)
+
+    def extra_repr(self) -> str:
+        return "{} x {} cells".format(*self.cells)
+
+
+class Standardize(nn.BatchNorm1d):
+    """(B, F) to zero mean and unit variance over the training clips: BatchNorm without scale and shift.
+
+    It takes what a linear layer sees to one scale, as in the linear probes of He et al. (2022). A batch of one clip
+    has no variance, and is judged by the running statistics.
+    """
+
+    def __init__(self, features: int):
+        super().__init__(features, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(x)
+
+
+class TwoStream(nn.Module):
+    """Judges RGB frames by one head and differences by another (Simonyan and Zisserman 2014): (B, ...) to
+    (B, num_classes), the mean of their log-probabilities; `split` parts a batch into the two.
+
+    In training each clip is judged by one of them, drawn at random (as in ModDrop, Neverova et al. 2016), so that each
+    learns by its own errors: trained as one layer, the stream that fits the training clips best would rule.
+    """
+
+    def __init__(self, split: Callable, rgb: nn.Module, diff: nn.Module):
+        super().__init__()
+        self.split, self.rgb, self.diff = split, rgb, diff
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stills, differences = self.split(x)
+        both = torch.stack([self.rgb(stills), self.diff(differences)]).log_softmax(dim=2)
+        if not self.training:
+            return both.mean(dim=0)
+        drawn = torch.randint(2, (len(x),), device=x.device)
+        return both[drawn, torch.arange(len(x), device=x.device)]
 
 
 class VideoModel(nn.Module):
     """A stack of stages, cut into a frozen trunk and a trained head.
 
     Args:
-        stages: name to module, in order; the last one gives (B, features), or (B, T, features) for `pool` to pool.
+        stages: name to module, in order; the last one gives (B, T, features) for `pool` to pool over time.
+        features: of a frame.
         trained: `all`, `stage` (the last convolutional stage and the classifier) or `head` (the classifier).
         dropout: probability, before the linear layer.
+        pooling: over time, as `TemporalPool`.
+        standardize: whether pooled features are standardised (`Standardize`).
+        stills: frames of the first of two streams (`TwoStream`), which come first in a clip; None is one stream.
         last: stages that `stage` trains, counted from the end, the spatial pooling among them.
+        new: stages at the end that `head` trains too, since they are not pretrained.
 
     Attributes:
         backbone, source, preprocessing: the network's name, where its weights are from (`torchvision`, `packaged` or
@@ -172,16 +236,20 @@ class VideoModel(nn.Module):
         update_frozen_batchnorm: let `train()` wake frozen BatchNorm layers (the seed's mistake); off.
     """
 
+    time = 1  # dimension of a clip batch
+
     def __init__(self, stages: OrderedDict[str, nn.Module], features: int, num_classes: int, trained: str,
-                 dropout: float, pool: nn.Module | None = None, last: int = 2):
+                 dropout: float, pooling: str = "avg", standardize: bool = False, stills: int | None = None,
+                 last: int = 2, new: int = 0):
         super().__init__()
-        cuts = {"all": 0, "stage": len(stages) - last, "head": len(stages)}
+        cuts = {"all": 0, "stage": len(stages) - last, "head": len(stages) - new}
         if trained not in cuts:
             raise ValueError(f"unknown value of trained: {trained!r}; it is one of {', '.join(cuts)}")
-        self.stages = nn.Sequential(stages)
-        self.pool = pool or nn.Identity()
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
-        self.cut = cuts[trained]
+        self.stages, self.stills, self.cut = nn.Sequential(stages), stills, cuts[trained]
+        self._features, self._standardize = features, standardize
+        self.pool, self.classifier = _classifier(features, num_classes, dropout, pooling, standardize)
+        if stills:
+            self.still_pool, self.still_classifier = _classifier(features, num_classes, dropout, pooling, standardize)
         self.update_frozen_batchnorm = False
         self.trunk.requires_grad_(False)
 
@@ -191,13 +259,47 @@ class VideoModel(nn.Module):
         return self.stages[:self.cut]
 
     @property
-    def head(self) -> nn.Sequential:
+    def head(self) -> nn.Module:
         """The trained part: activations to (B, num_classes) logits. It shares the model's layers."""
-        return nn.Sequential(self.stages[self.cut:], self.pool, self.classifier)
+        return self._joined_from(self.cut)
+
+    def branches(self, start: int) -> list[nn.Sequential]:
+        """What follows the first `start` stages in each stream: (B, num_classes) logits."""
+        above = self.stages[start:] if start else self.stages
+        rgb = [nn.Sequential(above, self.still_pool, self.still_classifier)] if self.stills else []
+        return [*rgb, nn.Sequential(above, self.pool, self.classifier)]
+
+    def split(self, x: torch.Tensor, start: int = 0) -> list[torch.Tensor]:
+        """The streams in a clip batch, or in what the first `start` stages give of one."""
+        return list(x.tensor_split([self._stills_behind(start)], dim=1 if start else self.time)) if self.stills else [x]
+
+    def _stills_behind(self, start: int) -> int:
+        return self.stills
+
+    def _joined_from(self, start: int) -> nn.Module:
+        branches = self.branches(start)
+        return TwoStream(lambda x: self.split(x, start), *branches).train(self.training) if self.stills else branches[0]
+
+    def joined(self, trunk: Callable, x: torch.Tensor) -> torch.Tensor:
+        """What the head sees of a clip batch: `trunk` of each of its streams, joined along time."""
+        return torch.cat([trunk(stream) for stream in self.split(x)], dim=1 if self.cut else self.time)
+
+    def embed(self, activations: torch.Tensor) -> torch.Tensor:
+        """(B, D) features that the classifiers see of activations, those of two streams side by side."""
+        streams = zip(self.branches(self.cut), self.split(activations, self.cut), strict=True)
+        return torch.cat([branch[:-1](stream) for branch, stream in streams], dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C, H, W) for 2D models, (B, C, T, H, W) for 3D models, to (B, num_classes) logits."""
-        return self.classifier(self.pool(self.stages(x)))
+        return self._joined_from(0)(x)
+
+    def renew(self, pooling: str, dropout: float) -> None:
+        """New layers behind the stages, with initial values drawn from torch's generator."""
+        settings = self._features, self.classifier[1].out_features, dropout, pooling, self._standardize
+        device = self.classifier[1].weight.device
+        self.pool, self.classifier = (part.to(device) for part in _classifier(*settings))
+        if self.stills:
+            self.still_pool, self.still_classifier = (part.to(device) for part in _classifier(*settings))
 
     def count_parameters(self) -> tuple[int, int]:
         """All parameters, and those that are trained."""
@@ -210,6 +312,16 @@ class VideoModel(nn.Module):
         if not self.update_frozen_batchnorm:
             self.trunk.eval()
         return self
+
+
+def _classifier(features: int, num_classes: int, dropout: float, pooling: str, standardize: bool) -> tuple:
+    """The pooling over time of (B, T, features), and the classifier of what it gives."""
+    pool = TemporalPool(pooling, features)
+    linear = nn.Linear(pool.out_features, num_classes)
+    if standardize:
+        nn.init.zeros_(linear.weight)  # undecided at first, however many features there are
+        pool = nn.Sequential(pool, Standardize(linear.in_features))
+    return pool, nn.Sequential(nn.Dropout(dropout), linear)
 
 
 def summary(model: VideoModel, clip: torch.Tensor) -> str:
@@ -228,25 +340,33 @@ def summary(model: VideoModel, clip: torch.Tensor) -> str:
 def _resnet_stages(net: nn.Module, wrap: type[nn.Sequential] = nn.Sequential) -> OrderedDict[str, nn.Module]:
     stem = (net.stem,) if hasattr(net, "stem") else (net.conv1, net.bn1, net.relu, net.maxpool)
     names = ("layer1", "layer2", "layer3", "layer4")
-    return OrderedDict(stem=wrap(*stem), **{name: wrap(getattr(net, name)) for name in names},
-                       pool=wrap(net.avgpool, nn.Flatten()))
+    return OrderedDict(stem=wrap(*stem), **{name: wrap(getattr(net, name)) for name in names})
 
 
 def _efficientnet_b0_stages(net: nn.Module) -> OrderedDict[str, nn.Module]:
     blocks = {f"block{i}": PerFrame(block) for i, block in enumerate(net.features[:-2])}
-    return OrderedDict(**blocks, last=PerFrame(*net.features[-2:]), pool=PerFrame(net.avgpool, nn.Flatten()))
+    return OrderedDict(**blocks, last=PerFrame(*net.features[-2:]))
 
 
-def _lite0_stages(net: EfficientNet, temporal_from: int | None = None) -> OrderedDict[str, nn.Module]:
-    """EfficientNet-Lite0's blocks; from block `temporal_from` on, a temporal convolution after each but the last."""
-    stages = OrderedDict(stem=PerFrame(net._conv_stem, net._bn0, nn.ReLU6(inplace=True)))
-    for i, block in enumerate(net._blocks[:-1]):
-        stages[f"block{i}"] = PerFrame(block)
-        if temporal_from is not None and i >= temporal_from:
-            stages[f"block{i}"] = nn.Sequential(PerFrame(block), TemporalConv(block._bn2.num_features))
-    stages["last"] = PerFrame(net._blocks[-1], net._conv_head, net._bn1, nn.ReLU6(inplace=True))
-    stages["pool"] = PerFrame(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return stages
+def _lite0_stages(net: EfficientNet) -> OrderedDict[str, nn.Module]:
+    blocks = {f"block{i}": PerFrame(block) for i, block in enumerate(net._blocks[:-1])}
+    return OrderedDict(stem=PerFrame(net._conv_stem, net._bn0, nn.ReLU6(inplace=True)), **blocks,
+                       last=PerFrame(net._blocks[-1], net._conv_head, net._bn1, nn.ReLU6(inplace=True)))
+
+
+def _up_to(stages: OrderedDict[str, nn.Module], depth: str) -> OrderedDict[str, nn.Module]:
+    """The stages up to and with the one called `depth`; all of them for `full`."""
+    names = list(stages)
+    if depth not in ("full", *names):
+        raise ValueError(f"no stage {depth!r} in this network: full, {', '.join(names)}")
+    last = len(names) if depth == "full" else names.index(depth) + 1
+    return OrderedDict((name, stages[name]) for name in names[:last])
+
+
+@torch.no_grad()
+def _frame_features(stages: OrderedDict[str, nn.Module]) -> int:
+    """Size of what stages that end with a spatial pooling give of a frame (B, T, C, H, W)."""
+    return nn.Sequential(copy.deepcopy(stages)).eval()(torch.zeros(1, 1, 3, 64, 64)).shape[-1]
 
 
 def _pretrained(kind: str, backbone: str, weights: str | None) -> nn.Module:
@@ -299,8 +419,14 @@ def preprocessing_of(backbone: str) -> Preprocessing:
 
 
 def recipe_preprocessing(recipe: Recipe, backbone: str) -> Preprocessing:
-    """What the model of a recipe sees: as its weights were trained, or as the seed has it."""
-    return Preprocessing() if recipe.preprocessing == "seed" else preprocessing_of(backbone)
+    """What the model of a recipe sees: what its weights were trained with, framed as the recipe says; or the seed's."""
+    prep = Preprocessing() if recipe.preprocessing == "seed" else preprocessing_of(backbone)
+    if recipe.framing == "preset":
+        return prep
+    if recipe.framing != "whole":
+        raise ValueError(f"unknown framing {recipe.framing!r}: preset, whole")
+    side = recipe.size or prep.crop
+    return dataclasses.replace(prep, resize=(side, side), crop=side)
 
 
 class FrameModel(VideoModel):
@@ -308,23 +434,23 @@ class FrameModel(VideoModel):
 
     Args:
         backbone: `resnet18`, `resnet50`, `efficientnet_b0` or `efficientnet_lite0`.
-        pooling: over time, as `TemporalPool` has it.
+        pooling, standardize, stills: as `VideoModel`.
         weights: `torchvision` or `packaged`, as the backbone has them, or None for random weights.
+        depth, grid: as `config.Recipe`.
 
     Raises:
         WeightsError: the pretrained weights can't be had.
+        ValueError: an unknown backbone, pooling or depth.
     """
 
     def __init__(self, num_classes: int, backbone: str = "resnet18", pooling: str = "avg", dropout: float = 0.5,
-                 weights: str | None = "torchvision", trained: str = "all"):
+                 weights: str | None = "torchvision", trained: str = "all", depth: str = "full", grid: str = "1x1",
+                 **settings):
         net = _pretrained("2d", backbone, weights)
-        if backbone == "efficientnet_b0":
-            stages, features = _efficientnet_b0_stages(net), net.classifier[1].in_features
-        elif backbone == "efficientnet_lite0":
-            stages, features = _lite0_stages(net), net._fc.in_features
-        else:
-            stages, features = _resnet_stages(net, PerFrame), net.fc.in_features
-        super().__init__(stages, features, num_classes, trained, dropout, TemporalPool(pooling, features))
+        named = {"efficientnet_b0": _efficientnet_b0_stages, "efficientnet_lite0": _lite0_stages}
+        stages = named[backbone](net) if backbone in named else _resnet_stages(net, PerFrame)
+        stages = OrderedDict(**_up_to(stages, depth), pool=PerFrame(GridPool(grid)))
+        super().__init__(stages, _frame_features(stages), num_classes, trained, dropout, pooling, **settings)
         self.backbone, self.source = backbone, weights or "none"
         self.preprocessing = preprocessing_of(backbone)
 
@@ -341,32 +467,47 @@ class ResNet3D(VideoModel):
     """R3D-18 (Kinetics-400; Tran et al. 2018): (B, C, T, H, W) -> (B, num_classes).
 
     33,167,811 parameters for 3 classes. `freeze_backbone` trains the classifier only (1,539 of them), otherwise
-    everything is trained, unless `trained` says what. Other arguments and errors as `FrameModel`.
+    everything is trained, unless `trained` says what. A stream is one volume, whose features have no time left. Other
+    arguments and errors as `FrameModel`; two streams need a frozen backbone.
     """
 
+    time = 2
+
     def __init__(self, num_classes: int, dropout: float = 0.5, freeze_backbone: bool = True,
-                 weights: str | None = "torchvision", trained: str | None = None):
+                 weights: str | None = "torchvision", trained: str | None = None, grid: str = "1x1",
+                 stills: int | None = None, **settings):
         net = _pretrained("3d", "resnet3d", weights)
         trained = trained or ("head" if freeze_backbone else "all")
-        super().__init__(_resnet_stages(net), net.fc.in_features, num_classes, trained, dropout)
+        if stills and trained != "head":
+            raise ValueError("R3D-18 takes two streams with trained=head only: choose that, or one modality")
+        cells = GridPool(grid).cells
+        pool = nn.Sequential(nn.AdaptiveAvgPool3d((1, *cells)), nn.Flatten(), nn.Unflatten(1, (1, -1)))
+        stages = OrderedDict(**_resnet_stages(net), pool=pool)  # which ends with (B, 1, F)
+        super().__init__(stages, net.fc.in_features * cells[0] * cells[1], num_classes, trained, dropout,
+                         stills=stills, **settings)
         self.backbone, self.source = "resnet3d", weights or "none"
         self.preprocessing = preprocessing_of("resnet3d")
+
+    def _stills_behind(self, start: int) -> int:
+        return 1 if start else self.stills
 
 
 class InflatedEfficientNet(VideoModel):
     """EfficientNet-Lite0 (ImageNet) inflated to video: (B, C, T, H, W) -> (B, num_classes).
 
-    Depthwise temporal convolutions that start as the identity stand between the blocks behind the last downsampling,
-    and frame features are averaged over time at the end. `stage` trains from there on. Arguments and errors as
-    `FrameModel`.
+    Behind the last of its blocks stands a depthwise temporal convolution that starts as the identity; it is new, and
+    `head` trains it too. `stage` trains the last two blocks as well. Arguments and errors as `FrameModel`.
     """
 
+    time = 2
+
     def __init__(self, num_classes: int, dropout: float = 0.5, weights: str | None = "packaged",
-                 trained: str = "stage"):
+                 trained: str = "head", depth: str = "full", grid: str = "1x1", **settings):
         net = _pretrained("3d", "efficientnet_lite0_3d", weights)
-        stages = OrderedDict(frames=Frames(), **_lite0_stages(net, temporal_from=12))
-        super().__init__(stages, net._fc.in_features, num_classes, trained, dropout, TemporalPool("avg"),
-                         last=5)  # block12 to block14, last and pool
+        blocks, pool = _up_to(_lite0_stages(net), depth), PerFrame(GridPool(grid))
+        features = _frame_features(OrderedDict(**blocks, pool=pool))
+        stages = OrderedDict(frames=Frames(), **blocks, temporal=TemporalConv(features // pool[0].count), pool=pool)
+        super().__init__(stages, features, num_classes, trained, dropout, **settings, last=4, new=2)
         self.backbone, self.source = "efficientnet_lite0_3d", weights or "none"
         self.preprocessing = preprocessing_of("efficientnet_lite0_3d")
 
@@ -420,13 +561,15 @@ def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | N
     """
     backbone = choose_backbone(recipe.kind, source, backbone)
     recipe = recipe.resolved(backbone)
-    common = {"dropout": recipe.dropout, "weights": None if source == "none" else source, "trained": recipe.trained}
+    common = {"dropout": recipe.dropout, "weights": None if source == "none" else source, "trained": recipe.trained,
+              "grid": recipe.grid, "standardize": recipe.standardize,
+              "stills": recipe.stills_shown() if recipe.modality == "rgb+diff" else None}
     if recipe.kind == "2d":
-        model = FrameModel(num_classes, backbone, recipe.pooling, **common)
+        model = FrameModel(num_classes, backbone, recipe.pooling, depth=recipe.depth, **common)
     elif backbone == "resnet3d":
         model = ResNet3D(num_classes, **common)
     else:
-        model = InflatedEfficientNet(num_classes, **common)
+        model = InflatedEfficientNet(num_classes, depth=recipe.depth, pooling=recipe.pooling, **common)
     model.preprocessing = recipe_preprocessing(recipe, backbone)
     model.update_frozen_batchnorm = recipe.frozen_batchnorm == "update"
     model.to(memory_format=torch.channels_last_3d if backbone == "resnet3d" else torch.channels_last)

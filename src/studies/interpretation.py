@@ -10,6 +10,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,6 @@ from matplotlib import pyplot as plt
 from scipy.ndimage import binary_fill_holes
 from sklearn.manifold import TSNE
 from sklearn.metrics.pairwise import cosine_similarity
-from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -35,7 +35,9 @@ from data_loader import (
     apply_transform,
     clip_file,
     denormalize,
+    framed,
     make_loader,
+    normalized,
     read_frames,
     read_timed_frames,
     segment_indices,
@@ -43,6 +45,7 @@ from data_loader import (
 from experiment import Experiment
 from files import ArrayStore, file_hash, read_json, write_json
 from metrics import confidence, interval_table, uncertain
+from models import TemporalConv
 from studies.filmstrips import animation, verdict
 
 VARIANTS = ("as it is", "one frozen frame", "frames shuffled", "frames reversed", "background only")
@@ -62,9 +65,9 @@ CLASSES_DRAWN = 5  # over time: those that reach the highest probabilities, and 
 def motion_probe(experiment: Experiment) -> pd.DataFrame:
     """The test set with the motion taken out of its clips in several ways; kept once per checkpoint.
 
-    The variants show the model the same number of pictures: the centre view as it is; its middle frame throughout;
-    its frames in an order drawn once per clip; its frames in reverse; and, throughout, what `still_background` leaves
-    of the clip, which is an approximation.
+    The variants show the model the same number of pictures: the centre view as it is; its middle frame throughout (so
+    that no difference is left); its frames, or differences, in an order drawn once per clip; time reversed; and,
+    throughout, what `still_background` leaves of the clip, which is an approximation.
 
     One row per variant of `VARIANTS`: variant, clips, accuracy, low and high (its Wilson interval), probability (mean,
     of the true class), changed (answers other than those of the first row), shift (the largest difference of any
@@ -81,19 +84,14 @@ def motion_probe(experiment: Experiment) -> pd.DataFrame:
 
 @torch.inference_mode()
 def _probe(experiment: Experiment) -> pd.DataFrame:
-    """A 2D model's trunk sees each frame by itself: it is run once per clip, and what it gives is put in order."""
     dataset, deployed = experiment.dataset("test"), experiment.deployed()
     loader = make_loader(Pictures(dataset), batch_size=1, collate=itemgetter(0))
     progress = tqdm(loader, f"{experiment.files.model_name} motion", unit="clip", file=sys.stdout, ncols=90)
     probabilities, painted = [], []
     for (pictures, share), clip_path in zip(progress, dataset.data["clip_path"], strict=True):
-        orders = torch.from_numpy(variant_orders(len(pictures) - 1, clip_path))
-        pictures = pictures.to(experiment.device)
-        if experiment.recipe.kind == "2d":
-            seen = deployed.frozen.run(pictures[None])[0].float()  # (T + 1, ...)
-            logits = [deployed.head(seen[order][None]) for order in orders]
-        else:
-            logits = [deployed(dataset.layout(pictures[order])[None]) for order in orders]
+        orders = variant_orders(dataset.sampler.stills, dataset.sampler.pairs, clip_path)
+        clips = (normalized(pictures[order], dataset.transform).to(experiment.device) for order in orders)
+        logits = [deployed(dataset.layout(clip)[None]) for clip in clips]
         probabilities.append(torch.cat(logits).cpu().double().softmax(dim=1).numpy())  # (variants, K)
         painted.append(share)
     labels = dataset.data["label"].map(dataset.class_map).to_numpy()
@@ -113,9 +111,9 @@ def _probe_table(probabilities: np.ndarray, labels: np.ndarray, painted: float) 
 
 
 class Pictures(Dataset):
-    """What the variants of a clip are made of: (T + 1, C, H, W) pictures, and the share that is painted over.
+    """What the variants of a clip are made of: (F + 1, C, H, W) pictures, and the share that is painted over.
 
-    Picture T is the clip's background; those before it are the frames of its centre view in `dataset`.
+    Picture F is the clip's background; those before it are the frames of its centre view in `dataset`.
     """
 
     def __init__(self, dataset: VideoDataset2D):
@@ -128,17 +126,24 @@ class Pictures(Dataset):
         sampler = self.dataset.sampler
         frames, _ = read_frames(self.dataset.file(index), lambda info: np.concatenate(
             [sampler(info), segment_indices(info.frames, BACKGROUND_FRAMES)]))
-        view, spread = np.split(frames, [sampler.num_frames])
+        view, spread = np.split(frames, [-BACKGROUND_FRAMES])
         background, moved = still_background(spread)
-        pictures = np.concatenate([view, background[None]])
-        return apply_transform(pictures, self.dataset.transform), float(moved.mean())
+        return framed(np.concatenate([view, background[None]]), self.dataset.transform), float(moved.mean())
 
 
-def variant_orders(frames: int, clip_path: str) -> np.ndarray:
-    """(variants, T) int64: which of a clip's `Pictures` each variant shows; each clip has its own shuffle."""
-    drawn = np.random.default_rng(list(clip_path.encode())).permutation(frames)
-    return np.stack([np.arange(frames), np.full(frames, frames // 2), drawn, np.arange(frames)[::-1],
-                     np.full(frames, frames)])
+def variant_orders(stills: int, pairs: int, clip_path: str) -> np.ndarray:
+    """(variants, F) int64: which of a clip's `Pictures` each variant shows; each clip has its own shuffle.
+
+    Pairs of frames, whose difference is seen, are put in another order as pairs, and turned round where time is.
+    """
+    rng = np.random.default_rng(list(clip_path.encode()))
+    frames, first = np.arange(stills), stills + np.arange(pairs)
+    second, drawn, order = first + pairs, rng.permutation(stills), rng.permutation(pairs)
+    normal = np.concatenate([frames, first, second])
+    frozen = np.full_like(normal, frames[stills // 2] if stills else first[pairs // 2])
+    shuffled = np.concatenate([frames[drawn], first[order], second[order]])
+    turned = np.concatenate([frames[::-1], second[::-1], first[::-1]])
+    return np.stack([normal, frozen, shuffled, turned, np.full_like(normal, len(normal))])
 
 
 def still_background(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -219,16 +224,22 @@ def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam
     dataset, model = experiment.dataset("test"), experiment.model.eval()
     pictures, times = read_timed_frames(clip_file(experiment.data.root, clip_path), dataset.sampler)
     clip = apply_transform(pictures, dataset.transform)  # (T, C, H, W)
-    stage, rest = model.stages[-2], nn.Sequential(model.stages[-2:], model.pool, model.classifier)
+    batch = dataset.layout(clip)[None].to(experiment.device)
     with torch.no_grad():
-        below = model.stages[:-2](dataset.layout(clip)[None].to(experiment.device))
-        probabilities = rest(below).cpu().double().softmax(dim=1)[0]
+        probabilities = model(batch).cpu().double().softmax(dim=1)[0]
     target = int(probabilities.argmax())
-    # the stage's last module, inside of what folds frames into the batch, has its channels in dimension 1
-    maps = LayerGradCam(rest, stage[-1]).attribute(below, target, relu_attributions=True).detach().cpu()
-    if maps.dim() == 4:
-        maps = maps.transpose(0, 1)[None]  # (T, 1, h, w) to (1, 1, T, h, w)
-    maps = F.interpolate(maps, size=(len(clip), *clip.shape[-2:]), mode="trilinear")[0, 0]
+    at = len(model.stages) - 2 - isinstance(model.stages[-2], TemporalConv)  # the last pretrained stage
+    maps = []
+    for stream, branch in zip(model.split(batch), model.branches(at), strict=True):
+        with torch.no_grad():
+            below = model.stages[:at](stream)
+        # the stage's last module, inside of what folds frames into the batch, has its channels in dimension 1
+        its = LayerGradCam(branch, model.stages[at][-1]).attribute(below, target, relu_attributions=True).detach().cpu()
+        if its.dim() == 4:
+            its = its.transpose(0, 1)[None]  # (T, 1, h, w) to (1, 1, T, h, w)
+        size = stream.shape[model.time], *clip.shape[-2:]
+        maps.append(F.interpolate(its, size=size, mode="trilinear")[0, 0])
+    maps = torch.cat(maps)
     maps = (maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)).numpy()
     shown = segment_indices(len(clip), min(frames, len(clip)))
     return GradCam(maps[shown], denormalize(clip, model.preprocessing)[shown], times[shown],
@@ -242,9 +253,11 @@ def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
     @torch.inference_mode()
     def compute() -> np.ndarray:
         model = experiment.model.eval()
-        body = nn.Sequential(model.stages[model.cut if experiment.keeps_activations else 0:], model.pool)
-        batches = [body(x.to(experiment.device)).cpu() for x, _ in experiment.loader(experiment.dataset(part))]
-        return torch.cat(batches).numpy()
+        rows = []
+        for x, _ in experiment.loader(experiment.dataset(part)):
+            x = x.to(experiment.device)
+            rows.append(model.embed(x if experiment.keeps_activations else model.joined(model.trunk, x)).cpu())
+        return torch.cat(rows).numpy()
 
     store = ArrayStore(experiment.cache)
     return store.get(store.path("pooled", (experiment.files.sha256, part)), compute)
@@ -299,8 +312,8 @@ def hardest_clips(tables: Sequence[pd.DataFrame], count: int = 3) -> list[str]:
 def probabilities_over_time(experiment: Experiment, clip_path: str, views: int = 8) -> pd.DataFrame:
     """The class probabilities of short views along a clip, as the model is deployed; kept in the cache.
 
-    A view is the recipe's own window, from the clip's start to its end; where the recipe takes one frame from each of
-    several segments of the whole clip, the segments are split into runs instead. One row per view, indexed by the mean
+    A view is the recipe's own window, from the clip's start to its end; where the recipe takes frames from all over the
+    clip, they are taken from an eighth of it, say, instead. One row per view, indexed by the mean
     time of its frames in seconds; one column per class.
     """
     path, store = clip_file(experiment.data.root, clip_path), ArrayStore(experiment.cache)
@@ -317,7 +330,10 @@ def _over_time(experiment: Experiment, path: Path, views: int) -> np.ndarray:
 
     def choose(info: VideoInfo) -> np.ndarray:
         if sampler.sampling == "segments":
-            return segment_indices(info.frames, views * max(sampler.num_frames // views, 1))
+            ends = np.linspace(0, info.frames, views + 1).astype(int)
+            runs = [(start, max(end - start, 1)) for start, end in pairwise(ends)]
+            return np.concatenate([np.minimum(start + sampler(info._replace(frames=length)), info.frames - 1)
+                                   for start, length in runs])
         return np.concatenate([sampler(info, position) for position in np.linspace(0, 1, views)])
 
     frames, times = read_timed_frames(path, choose)

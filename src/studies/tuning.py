@@ -25,7 +25,6 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, Subset, TensorDataset
 from tqdm import tqdm
@@ -36,7 +35,7 @@ from experiment import Experiment, prediction_table, untrained, view_probabiliti
 from files import read_json, update_json
 from machine import environment
 from metrics import classification_metrics, negative_log_likelihood
-from models import POOLINGS, TemporalPool, VideoModel, choose_backbone, choose_source
+from models import POOLINGS, VideoModel, choose_backbone, choose_source
 from utils import Training, fit, make_optimizer, make_scheduler, seed_everything
 from videos.library import VideoData
 from videos.splits import group_folds
@@ -66,19 +65,11 @@ class Clips(TensorDataset):
 
 def load_clips(experiment: Experiment, *parts: str, train: bool = False) -> Clips:
     """The parts' clips, one after another, in the recipe's training views or in the centre view."""
-    views = experiment.recipe.train_views if train else 1
-    kept = [(x.half(), label) for part in parts
-            for x, label in experiment.activations(experiment.dataset(part, train=train), views)]
+    views = slice(None) if train else slice(experiment.recipe.test_clips // 2, experiment.recipe.test_clips // 2 + 1)
+    kept = [(x[views].half(), label) for part in parts
+            for x, label in experiment.activations(experiment.dataset(part, train=train))]
     x, labels = zip(*kept, strict=True)
     return Clips(torch.stack(x), torch.tensor(labels))
-
-
-def new_head(model: VideoModel, recipe: Recipe) -> nn.Sequential:
-    """An untrained head, as `model.head` is built, with the recipe's pooling and dropout."""
-    stage, pool, (_, linear) = model.head
-    pool = TemporalPool(recipe.pooling, linear.in_features) if recipe.kind == "2d" else copy.deepcopy(pool)
-    classifier = nn.Sequential(nn.Dropout(recipe.dropout), nn.Linear(linear.in_features, linear.out_features))
-    return nn.Sequential(copy.deepcopy(stage), pool, classifier).to(linear.weight.device)
 
 
 def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: Recipe, seed: int) -> Training:
@@ -91,7 +82,9 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
         FloatingPointError: the loss is no longer finite.
     """
     seed_everything(seed)
-    head = new_head(model, recipe)
+    model = copy.deepcopy(model)
+    model.renew(recipe.pooling, recipe.dropout)
+    head = model.head
     optimizer = make_optimizer(recipe, head)
     scheduler = make_scheduler(recipe, optimizer, len(train_set))
     training = Training(head, optimizer, scheduler, None, recipe.epochs, seed=seed, report=None)
@@ -104,7 +97,7 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
     # The operations of a head alone are too small to be shared out: with two threads on two busy cores a step took
     # 7 to 55 ms, with one 1.3 to 3.8 ms.
     with threadpool_limits(1 if recipe.trained == "head" else None):
-        return fit(training, train_loader, val_loader, criterion, head[2][1].weight.device)
+        return fit(training, train_loader, val_loader, criterion, model.classifier[1].weight.device)
 
 
 # ---------------------------------------------------------------- one trial

@@ -278,3 +278,32 @@ def group_folds(table: pd.DataFrame, most: int, grouped: bool,
         how = f"single clips, since {'a class has one group only' if grouped else 'the clips name no groups'}"
     folds = list(splitter(min(most, fewest), shuffle=True, random_state=seed).split(table, table["label"], groups))
     return folds, f"{len(folds)} folds of {how}"
+
+
+def make_folds(clips: pd.DataFrame, most: int, official: bool, grouped: bool,
+               seed: int) -> tuple[list[pd.DataFrame], str]:
+    """Splits of all clips into train, val and test, such that every clip is tested once.
+
+    Args:
+        clips: with the columns of a split's CSV.
+        most: number of folds; fewer where a class has fewer groups.
+        official: take UCF-101's three official splits, which never test groups 22 to 25.
+        grouped, seed: as `group_folds`, which also takes about an eighth of the rest as the validation part.
+
+    Returns:
+        What `make_split` returns, once per fold; and how the folds were made, in words.
+
+    Raises:
+        ValueError: a class has too few clips.
+    """
+    clips = clips.sort_values("clip_path", ignore_index=True)
+    if official:
+        return [make_split(clips, kind) for kind in TEST_GROUPS], "the three official splits; groups 22-25 never tested"
+    folds, how = group_folds(clips, most, grouped, seed)
+    made = []
+    for rest, tested in folds:
+        inner, _ = group_folds(clips.iloc[rest], round(1 / HELD_OUT), grouped, seed)
+        part = pd.Series("train", index=clips.index)
+        part.iloc[tested], part.iloc[rest[inner[0][1]]] = "test", "val"
+        made.append(clips.assign(part=part))
+    return made, how

@@ -1,0 +1,94 @@
+"""Cross-validation by whole groups: every video is predicted once, by a model that saw neither it nor its group.
+
+All models of a data set use the same folds. What is chosen (modality, epochs, parameters, temperature, fusion weights)
+is chosen inside each fold's training and validation parts; the test part is opened for its predictions alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from files import ModelFiles, file_hash, read_json, read_predictions, update_json, write_csv
+from metrics import classification_metrics
+from videos.library import VideoData
+from videos.splits import make_folds, split_hash, split_parts, write_split
+
+PredictFold = Callable[[VideoData, Path], tuple[pd.DataFrame, pd.DataFrame, str]]
+
+
+def fold_sets(data: VideoData, count: int, seed: int, cache: Path) -> tuple[list[VideoData], str]:
+    """The data set once per fold, with the fold's own split; and how the folds were made, in words.
+
+    Their CSVs lie in the cache, named by their content.
+
+    Raises:
+        ValueError: as `splits.make_folds`.
+    """
+    clips = pd.concat([data.table(part) for part in data.splits], ignore_index=True)
+    folds, how = make_folds(clips, count, data.split["kind"].startswith("official"), data.split["groups_named"], seed)
+    sets = []
+    for fold in folds:
+        parts = split_parts(fold)
+        about = {**data.split, "sha256": split_hash(parts), "clips": {name: len(its) for name, its in parts.items()}}
+        paths = write_split(fold, cache / "folds" / about["sha256"][:16])
+        sets.append(dataclasses.replace(data, splits=paths, split=about))
+    return sets, how
+
+
+def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: PredictFold, count: int, seed: int,
+                   cache: Path) -> pd.DataFrame:
+    """Predictions of all folds, from disk where they are of these very clips and this request.
+
+    Each fold's predictions are kept in the cache as soon as they are there: what was interrupted goes on. Writes
+    predictions/<model>_folds.csv, predictions/<model>_folds_validation.csv (the validation parts' predictions, which
+    fusion is fitted to) and the entry `folds` of the statistics.
+
+    Args:
+        asked: what decides the predictions, as plain types, apart from the clips and folds.
+        predict: given a fold's data and a folder of its own in the cache, gives the predictions of its test and its
+            validation part, and a few words on what was chosen.
+        count, seed: of the folds.
+
+    Returns:
+        One row per video that was tested: as a prediction table, with `fold`, counted from 1.
+    """
+    sets, how = fold_sets(data, count, seed, cache)
+    clips = [path for part in data.splits for path in data.table(part)["clip_path"]]
+    content = [file_hash(data.root / path.lstrip("/")) for path in clips]
+    identity = [asked, data.name, content, [its.split["sha256"] for its in sets], seed]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    if read_json(files.stats).get("folds", {}).get("of") == key and files.folds.is_file():
+        return read_predictions(files.folds)
+    pooled = {"test": [], "validation": []}
+    for number, its in enumerate(sets, 1):
+        for part, table in _fold(its, predict, cache / "folds" / key[:16] / str(number), f"fold {number}/{len(sets)}"):
+            pooled[part].append(table.assign(fold=number))
+    tables = {part: pd.concat(rows, ignore_index=True) for part, rows in pooled.items()}
+    for part, path in (("test", files.folds), ("validation", files.folds_validation)):
+        write_csv(path, tables[part])
+    scores = classification_metrics(tables["test"])
+    update_json(files.stats, folds={"of": key, "how": how, "count": len(sets), "seed": seed, **scores,
+                                    "videos": len(tables["test"])})
+    return tables["test"]
+
+
+def _fold(data: VideoData, predict: PredictFold, folder: Path, title: str) -> list[tuple[str, pd.DataFrame]]:
+    paths = {part: folder / f"{part}.csv" for part in ("test", "validation")}
+    if not all(path.is_file() for path in paths.values()):
+        test, validation, words = predict(data, folder)
+        write_csv(paths["validation"], validation)
+        write_csv(paths["test"], test)
+        print(f"{title}: {classification_metrics(test)['accuracy']:.3f} of {len(test)} videos ({words})", flush=True)
+    return [(part, read_predictions(path)) for part, path in paths.items()]
+
+
+def fold_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row per fold: videos and accuracy."""
+    right = (predictions["label"] == predictions["predicted"]).groupby(predictions["fold"])
+    return right.agg(videos="size", accuracy="mean")

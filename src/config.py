@@ -46,7 +46,7 @@ DEFAULT_BACKBONE = {"2d": "resnet18", "3d": "resnet3d"}
 PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
 
 # Learning rates and epochs that go with what is trained: new layers alone bear, and need, a higher rate.
-RATES = {"all": 1e-4, "stage": 5e-4, "head": 1e-3}
+RATES = {"all": 1e-4, "stage": 5e-4, "head": 3e-4}
 # The last stage that is used of a network, where that is not its last one: what follows is tuned to ImageNet's classes.
 DEPTHS = {"efficientnet_lite0": "block13", "efficientnet_lite0_3d": "block13"}
 
@@ -124,9 +124,9 @@ class Recipe:
     lr: float | None = None
     weight_decay: float = 5e-2
     schedule: str = "cosine"
-    epochs: int = 40
-    patience: int = 10
-    batch_size: int = 8
+    epochs: int = 60
+    patience: int = 20
+    batch_size: int = 16
     test_clips: int = 3
 
     def resolved(self, backbone: str) -> Recipe:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, precision_recall_fscore_support
 from statsmodels.stats import contingency_tables
@@ -22,6 +22,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05  # what an interval leaves out, and a test may err
 TEMPERATURE_BOUNDS = (0.1, 10.0)
+FUSION_PENALTY = 0.1
 EPSILON = np.finfo(float).eps  # the least probability in a logarithm, as in scikit-learn's log_loss
 
 
@@ -342,6 +343,38 @@ def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataF
     columns = list(predictions.filter(regex="^p_"))
     scaled = softmax(np.log(predictions[columns].to_numpy(dtype=float).clip(EPSILON)) / temperature, axis=1)
     return predictions.assign(**dict(zip(columns, scaled.T, strict=True)))
+
+
+def fusion_weights(validations: list[pd.DataFrame]) -> np.ndarray:
+    """(M,) weights of M models' log-probabilities, at least 0, that minimise the validation clips' log loss.
+
+    A quadratic penalty of `FUSION_PENALTY` draws them towards equal ones, which few clips can't overrule. Their sum is
+    free, and so calibrates as a temperature does. All tables are of the same clips.
+    """
+    logits, truth = _log_probabilities(validations)
+    equal = np.full(len(validations), 1 / len(validations))
+
+    def loss(weights: np.ndarray) -> float:
+        scores = log_softmax(np.tensordot(weights, logits, axes=1), axis=1)
+        return -scores[np.arange(len(truth)), truth].mean() + FUSION_PENALTY * ((weights - equal) ** 2).sum()
+
+    return minimize(loss, equal, bounds=[(0, None)] * len(equal)).x
+
+
+def fuse(tables: list[pd.DataFrame], weights: np.ndarray) -> pd.DataFrame:
+    """The first table with the probabilities, and predictions, of a weighted sum of all tables' log-probabilities."""
+    logits, _ = _log_probabilities(tables)
+    classes, _ = class_probabilities(tables[0])
+    fused = softmax(np.tensordot(weights, logits, axes=1), axis=1)
+    columns = {f"p_{name}": column for name, column in zip(classes, fused.T, strict=True)}
+    return tables[0].assign(predicted=np.array(classes)[fused.argmax(axis=1)], **columns)
+
+
+def _log_probabilities(tables: list[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+    """(M, N, K) log-probabilities in the order of the first table's clips, and (N,) true classes."""
+    order, (classes, _) = tables[0]["clip_path"], class_probabilities(tables[0])
+    rows = [class_probabilities(table.set_index("clip_path").loc[order])[1] for table in tables]
+    return np.log(np.clip(rows, EPSILON, None)), np.searchsorted(classes, tables[0]["label"].to_list())
 
 
 def coverage_curve(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -105,19 +105,19 @@ class Frames(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Depthwise convolution over three frames that starts as the identity: (B, T, C, H, W) -> the same.
+    """Depthwise convolution over three frames that starts as the identity: (B, T, F) -> the same.
 
     Inflation as in I3D (Carreira and Zisserman 2017), which keeps the pretrained 2D network's function at the start.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, features: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(3, channels))
+        self.weight = nn.Parameter(torch.zeros(3, features))
         nn.init.ones_(self.weight[1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 1))  # (B, T + 2, C, H, W)
-        taps = [padded[:, k:k + x.shape[1]] * self.weight[k].view(-1, 1, 1) for k in range(3)]
+        padded = F.pad(x, (0, 0, 1, 1))  # (B, T + 2, F)
+        taps = [padded[:, k:k + x.shape[1]] * self.weight[k] for k in range(3)]
         return taps[0] + taps[1] + taps[2]
 
 
@@ -168,8 +168,7 @@ class GridPool(nn.Module):
 
     def __init__(self, grid: str = "1x1"):
         super().__init__()
-        self.cells = rows, columns = tuple(map(int, grid.split("x")))
-        self.count = rows * columns
+        self.cells = tuple(map(int, grid.split("x")))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         on = "cpu" if x.device.type == "mps" else x.device  # Apple's has no grids that don't divide the map
@@ -220,7 +219,7 @@ class VideoModel(nn.Module):
     """A stack of stages, cut into a frozen trunk and a trained head.
 
     Args:
-        stages: name to module, in order; the last one gives (B, T, features) for `pool` to pool over time.
+        stages: name to module, in order; the last one gives (B, T, features), which are pooled over time.
         features: of a frame.
         trained: `all`, `stage` (the last convolutional stage and the classifier) or `head` (the classifier).
         dropout: probability, before the linear layer.
@@ -495,8 +494,9 @@ class ResNet3D(VideoModel):
 class InflatedEfficientNet(VideoModel):
     """EfficientNet-Lite0 (ImageNet) inflated to video: (B, C, T, H, W) -> (B, num_classes).
 
-    Behind the last of its blocks stands a depthwise temporal convolution that starts as the identity; it is new, and
-    `head` trains it too. `stage` trains the last two blocks as well. Arguments and errors as `FrameModel`.
+    Behind its blocks, convolutions over space, stands a depthwise convolution over time of each cell's features, as in
+    a factorised 3D convolution; it starts as the identity, is new, and `head` trains it too. `stage` trains the last
+    two blocks as well. Arguments and errors as `FrameModel`.
     """
 
     time = 2
@@ -504,10 +504,10 @@ class InflatedEfficientNet(VideoModel):
     def __init__(self, num_classes: int, dropout: float = 0.5, weights: str | None = "packaged",
                  trained: str = "head", depth: str = "full", grid: str = "1x1", **settings):
         net = _pretrained("3d", "efficientnet_lite0_3d", weights)
-        blocks, pool = _up_to(_lite0_stages(net), depth), PerFrame(GridPool(grid))
-        features = _frame_features(OrderedDict(**blocks, pool=pool))
-        stages = OrderedDict(frames=Frames(), **blocks, temporal=TemporalConv(features // pool[0].count), pool=pool)
-        super().__init__(stages, features, num_classes, trained, dropout, **settings, last=4, new=2)
+        stages = OrderedDict(**_up_to(_lite0_stages(net), depth), pool=PerFrame(GridPool(grid)))
+        features = _frame_features(stages)
+        stages = OrderedDict(frames=Frames(), **stages, temporal=TemporalConv(features))
+        super().__init__(stages, features, num_classes, trained, dropout, **settings, last=4, new=1)
         self.backbone, self.source = "efficientnet_lite0_3d", weights or "none"
         self.preprocessing = preprocessing_of("efficientnet_lite0_3d")
 

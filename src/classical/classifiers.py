@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+import folds
 from classical import descriptors
 from classical.descriptors import FAMILIES, FisherVectors, clip_descriptors
 from config import CACHE
@@ -263,6 +264,27 @@ def evaluate(model: ClassicalModel) -> pd.DataFrame:
         return predictions
 
     return model.files.kept_table(model.files.predictions, compute)
+
+
+def cross_validate(model: ClassicalModel, count: int) -> pd.DataFrame:
+    """The model tuned, fitted and tested by `count` folds of whole groups; tables and files as `folds.cross_validate`.
+
+    The validation part is tuned and fitted on with the training part, as everywhere; its own predictions, which fusion
+    is fitted to, are of a second model with the same parameters, fitted to the training part alone.
+    """
+    def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+        spec, its = MODELS[model.name], ClassicalModel(model.name, data, model.seed, model.cache)
+        clips = fitting_table(data)
+        x, started = model_input(model.name, clips, data.root, model.cache), time.perf_counter()
+        its.pipeline, found = tune(spec, x, clips, data, model.seed)
+        test, parameters = predict(its), (its.pipeline.estimator if spec.calibrated else its.pipeline).get_params()
+        chosen = replace(spec, grid=[{name: [parameters[name]] for name in found["parameters"]}])
+        rows = np.arange(len(clips)) < data.split["clips"]["train"]
+        its.pipeline, _ = tune(chosen, x[rows], clips[rows].reset_index(drop=True), data, model.seed)
+        return test, predict(its, "val"), f"{time.perf_counter() - started:.1f} s"
+
+    asked = {name: value for name, value in _asked(model).items() if name != "split"}
+    return folds.cross_validate(model.data, model.files, asked, predict_fold, count, model.seed, model.cache)
 
 
 def measure_latency(model: ClassicalModel) -> dict[str, float]:

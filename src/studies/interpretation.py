@@ -228,7 +228,7 @@ def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam
     with torch.no_grad():
         probabilities = model(batch).cpu().double().softmax(dim=1)[0]
     target = int(probabilities.argmax())
-    at = len(model.stages) - 2 - isinstance(model.stages[-2], TemporalConv)  # the last pretrained stage
+    at = len(model.stages) - 2 - isinstance(model.stages[-1], TemporalConv)  # the last stage before spatial pooling
     maps = []
     for stream, branch in zip(model.split(batch), model.branches(at), strict=True):
         with torch.no_grad():

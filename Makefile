@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: make run, make test. Each target is one python command (see the README).
 # Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|packaged|none  RECIPE=recommended|seed
 #            SPLIT=official1|official2|official3|group|random  CLASSES="A B"  SEED=42
-#            SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
+#            FOLDS=5  SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,12 +10,12 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 WANTED = $(or $(CLASSES),PullUps Punch PushUps)
 
-export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED SEEDS TRIALS STORAGE CACHE_GB
+export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB
 # threads that wait leave the cores to others
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data data-check run tune report bench test lint clean
+.PHONY: help install demo data data-check run tune report bench recipes curve reproduce test lint clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
@@ -62,6 +62,15 @@ report: $(READY)  ## Render the executed notebooks, model cards and an index pag
 
 bench: $(READY_DEV)  ## Measure the study against the seed's pipeline (CLIPS=folder, REPEATS=3)
 	$(PY) benchmarks/bench.py $(if $(CLIPS),--clips $(CLIPS)) --repeats $(or $(REPEATS),3)
+
+recipes: $(READY_DEV)  ## Compare recipes by folds on real clips (DATA="folder folder"), into results/benchmarks/recipes.md
+	$(PY) benchmarks/recipes.py --data $(DATA)
+
+curve: $(READY_DEV)  ## Accuracy against the number of training groups (DATASET=...)
+	$(PY) benchmarks/curve.py
+
+reproduce: $(READY)  ## Fetch UCF-101's three classes and compare the seed's recipe with ours under two splits
+	$(PY) tools/reproduce.py
 
 test: $(READY_DEV) lint  ## Run the lint and the test suite
 	$(PY) -m pytest

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 
 import metrics
 from config import DEFAULT_BACKBONE, TITLES
-from files import ClassicalFiles, ResultFiles, read_json, read_predictions
+from files import ClassicalFiles, ModelFiles, ResultFiles, read_json, read_predictions
 from machine import hardware_line
 
 # What the seed notebook printed: another data set (UCF-101, a random split that shares groups) and another machine.
@@ -30,6 +32,8 @@ COSTS = {"params": ("parameters", ","), "trained_params": ("trained parameters",
          "train_time": ("training [s]", ".0f"), "inference_time": ("latency [s/clip]", ".3f"),
          "model_size_mb": ("file [MiB]", ".1f"), "memory_mb": ("peak memory [MiB]", ".0f")}
 SEED_SCORES = {"accuracy": "accuracy", "f1": "macro F1", "log_loss": "log loss"}  # of several trainings
+FISHER = "linear SVM on Fisher vectors"  # the classical model that is fused: named beforehand, not chosen by a score
+FUSIONS = (("2D-CNN", "3D-CNN"), ("2D-CNN", FISHER), ("2D-CNN", "3D-CNN", FISHER))
 CALIBRATION = {"calibration error": metrics.expected_calibration_error, "log loss": metrics.negative_log_likelihood,
                "Brier score": metrics.brier}
 
@@ -38,7 +42,8 @@ def load_results(root: Path) -> dict[str, dict]:
     """What the models of the data set with this results root left, the CNNs first, then the classical models.
 
     Returns:
-        Title to statistics, with `predictions`, the per-clip table, and `validation` where it was kept.
+        Title to statistics, with `predictions`, the per-clip table of the test set; `validation` where it was kept; and
+        where there are folds `fold_predictions` of every video and `fold_validation`.
 
     Raises:
         FileNotFoundError: a CNN has not been trained and evaluated; the message names its notebook.
@@ -53,13 +58,13 @@ def load_results(root: Path) -> dict[str, dict]:
         stats |= {"network": TITLES[stats["backbone"]], "predictions": read_predictions(files.predictions)}
         if files.is_current(files.validation):
             stats["validation"] = read_predictions(files.validation)
-        results[f"{kind.upper()}-CNN"] = stats
+        results[f"{kind.upper()}-CNN"] = stats | _folds(files, stats)
     for path in sorted(ClassicalFiles(root, "").stats.parent.glob("stats_*.json")):
         files = ClassicalFiles(root, path.stem.removeprefix("stats_"))
         stats = read_json(path)
         if files.predictions.is_file() and "accuracy" in stats:
             results[stats["title"]] = {**stats, "train_time": stats.get("fit_time"), "network": "classical descriptors",
-                                       "predictions": read_predictions(files.predictions)}
+                                       "predictions": read_predictions(files.predictions), **_folds(files, stats)}
     first, *others = results
     clips = set(results[first]["predictions"]["clip_path"])
     for title in others:
@@ -67,6 +72,81 @@ def load_results(root: Path) -> dict[str, dict]:
             raise ValueError(f"{first} and {title} were tested on different clips ({len(odd)} are in one test only): "
                              "run both notebooks on the same split")
     return results
+
+
+def _folds(files: ModelFiles, stats: dict) -> dict[str, pd.DataFrame]:
+    if "folds" not in stats or not (files.folds.is_file() and files.folds_validation.is_file()):
+        return {}
+    tables = {"fold_predictions": files.folds, "fold_validation": files.folds_validation}
+    return {name: read_predictions(path) for name, path in tables.items()}
+
+
+# ---------------------------------------------------------------- every video, by folds
+
+def fold_predictions(results: dict[str, dict]) -> dict[str, pd.DataFrame]:
+    """Title to the fold predictions of every video, for the models that have them and for their FUSIONS.
+
+    Raises:
+        ValueError: models were tested by different folds.
+    """
+    tables = {title: stats["fold_predictions"] for title, stats in results.items() if "fold_predictions" in stats}
+    folds = {title: dict(zip(table["clip_path"], table["fold"], strict=True)) for title, table in tables.items()}
+    first = next(iter(folds), None)
+    if odd := [title for title, its in folds.items() if its != folds[first]]:
+        raise ValueError(f"{first} and {odd[0]} were tested by different folds: run both with the same FOLDS and SEED")
+    fused = {" + ".join(titles): fusion(results, titles)[0] for titles in FUSIONS if set(titles) <= set(tables)}
+    return tables | {f"fusion: {title}": table for title, table in fused.items()}
+
+
+def fusion(results: dict[str, dict], titles: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Late fusion of several models' fold predictions; the weights are fitted to each fold's validation part.
+
+    Returns:
+        The predictions of every video, and the weights: one row per fold, one column per model.
+    """
+    tests = [results[title]["fold_predictions"] for title in titles]
+    validations = [results[title]["fold_validation"] for title in titles]
+    fused, weights = [], {}
+    for fold in sorted(tests[0]["fold"].unique()):
+        its, fitted_to = ([table[table["fold"] == fold] for table in tables] for tables in (tests, validations))
+        weights[fold] = metrics.fusion_weights(fitted_to)
+        fused.append(metrics.fuse(its, weights[fold]))
+    table = pd.DataFrame.from_dict(weights, orient="index", columns=list(titles)).rename_axis("fold")
+    return pd.concat(fused, ignore_index=True), table
+
+
+def folds_table(results: dict[str, dict]) -> pd.DataFrame:
+    """One row per model and fusion, the best first: every video once, predicted by a model that never saw its group.
+
+    Columns: videos, accuracy, its Wilson interval and that of resampled whole groups, macro F1, log loss, and the
+    lowest and highest accuracy of a fold.
+    """
+    rows = {}
+    for title, table in fold_predictions(results).items():
+        wilson, groups = metrics.accuracy_interval(table), metrics.group_bootstrap(table)
+        by_fold = (table["label"] == table["predicted"]).groupby(table["fold"]).mean()
+        rows[title] = {"videos": len(table), "accuracy": wilson.estimate,
+                       "95 % interval": f"{wilson.low:.3f} to {wilson.high:.3f}",
+                       "whole groups": f"{groups.low:.3f} to {groups.high:.3f}",
+                       "macro F1": metrics.classification_metrics(table)["f1"],
+                       "log loss": metrics.negative_log_likelihood(table),
+                       "folds": f"{by_fold.min():.3f} to {by_fold.max():.3f}"}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    return table.sort_values("accuracy", ascending=False, kind="stable").round(3) if rows else table
+
+
+def folds_reading(results: dict[str, dict]) -> str:
+    """The protocol and the first of `folds_table` in a few sentences; what to do where there are no folds."""
+    table = folds_table(results)
+    if table.empty:
+        return "No model was tested by folds (`FOLDS=0`): there is the single test set only."
+    how = next(stats["folds"]["how"] for stats in results.values() if "fold_predictions" in stats)
+    best, most = table.index[0], table.iloc[0]
+    alone = next(title for title in table.index if not title.startswith("fusion"))
+    said = (f"Protocol: {how}; {most.videos} videos are each predicted once. The highest accuracy, {most.accuracy:.3f} "
+            f"({most['95 % interval']}), is that of {best}")
+    second = "" if best == alone else f"; of the single models, {alone} has the highest, {table.accuracy[alone]:.3f}"
+    return f"{said}{second}."
 
 
 def chosen(results: dict[str, dict]) -> dict[str, dict]:
@@ -220,3 +300,78 @@ def seeds_table(results: dict[str, dict]) -> pd.DataFrame:
                 mean, sd = trainings[key].agg(["mean", "std"]).tolist()
                 rows[title] |= {f"{name} mean": round(mean, 3), f"{name} sd": round(sd, 3)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+# ---------------------------------------------------------------- would more clips help
+
+def learning_curve(root: Path) -> pd.DataFrame | None:
+    """Accuracy by folds against the share of training groups, as benchmarks/curve.py left it; None where it did not.
+
+    A model whose folds were computed anew since is left out, which a printed line says.
+
+    Returns:
+        One row per model and share, ascending: groups and clips trained on (means over folds), videos tested, accuracy
+        with low and high (of resampled groups; Wilson's where no video is wrong), and what was gained over the next
+        smaller share of the same model: gain, gain_low, gain_high and the exact p_value of `metrics.compare`.
+    """
+    sizes, predictions = root / "learning_curve.csv", root / "predictions" / "learning_curve.csv"
+    if not (sizes.is_file() and predictions.is_file()):
+        return None
+    tables = {name: dict(list(its.groupby("share"))) for name, its in read_predictions(predictions).groupby("model")}
+    current = [name for name, shares in tables.items() if _is_of_these_folds(ClassicalFiles(root, name), shares)]
+    means = pd.read_csv(sizes).groupby(["model", "share"])[["groups", "clips"]].mean()
+    rows = [row for name in current for row in _curve_rows(ClassicalFiles(root, name), tables[name], means.loc[name])]
+    return pd.DataFrame(rows) if rows else None
+
+
+def _is_of_these_folds(files: ModelFiles, shares: dict[float, pd.DataFrame]) -> bool:
+    if not files.folds.is_file():
+        return True
+    now, then = (table.set_index("clip_path")["predicted"].sort_index()
+                 for table in (read_predictions(files.folds), shares[max(shares)]))
+    if now.equals(then):
+        return True
+    print(f"learning curve: without {files.model_name}, whose folds were computed anew since: run make curve again")
+    return False
+
+
+def _curve_rows(files: ModelFiles, shares: dict[float, pd.DataFrame], means: pd.DataFrame) -> list[dict]:
+    rows, before, title = [], None, read_json(files.stats).get("title", files.model_name.upper())
+    for share, table in sorted(shares.items()):
+        interval = metrics.group_bootstrap(table)
+        if interval.low == interval.high:
+            interval = metrics.accuracy_interval(table)
+        gained = {}
+        if before is not None:
+            gain = metrics.compare(table, before)
+            gained = {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high, "p_value": gain.p_value}
+        rows.append({"model": title, "share": share, **means.loc[share], "videos": len(table),
+                     "accuracy": interval.estimate, "low": interval.low, "high": interval.high, **gained})
+        before = table
+    return rows
+
+
+def curve_reading(points: pd.DataFrame) -> str:
+    """Whether more clips would help, for what `learning_curve` gives: a sentence per model, then the answer.
+
+    A gain counts where the exact test, adjusted after Holm over the models, rejects equality and the interval of
+    resampled groups lies above zero.
+    """
+    last = points.groupby("model", sort=False).tail(1)
+    before = points.groupby("model", sort=False)["share"].nth(-2)
+    adjusted = multipletests(last["p_value"], method="holm")[1]
+    told, helped = [], []
+    for row, p in zip(last.itertuples(), adjusted, strict=True):
+        significant = p <= metrics.ALPHA and not row.gain_low <= 0 <= row.gain_high
+        helped += [row.model] if significant and row.gain > 0 else []
+        told.append(f"{row.model}: from {before.iloc[0]:.0%} to {row.share:.0%} of the training groups "
+                    f"({row.clips:.0f} clips), accuracy changes by {100 * row.gain:+.1f} percentage points "
+                    f"(95 % interval {100 * row.gain_low:+.1f} to {100 * row.gain_high:+.1f}, p = {p:.2g} after Holm): "
+                    f"{'significant' if significant else 'not significant'}.")
+    if helped:
+        answer = f"More clips would probably help {', '.join(helped)}: the curve still rises."
+    else:
+        answer = (f"Whether more clips would help is not shown: on {last['videos'].max()} videos no curve rises "
+                  f"significantly at its end; a gain of up to {100 * max(last['gain_high'].max(), 0):.1f} percentage "
+                  "points would not be seen.")
+    return "\n\n".join([*told, answer])

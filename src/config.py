@@ -47,6 +47,8 @@ PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
 
 # Learning rates and epochs that go with what is trained: new layers alone bear, and need, a higher rate.
 RATES = {"all": 1e-4, "stage": 5e-4, "head": 3e-4}
+# Weight of the RGB stream beside the differences', which tell more where motion decides.
+RGB_WEIGHT = 0.5
 # The last stage that is used of a network, where that is not its last one: what follows is tuned to ImageNet's classes.
 DEPTHS = {"efficientnet_lite0": "block13", "efficientnet_lite0_3d": "block13"}
 
@@ -70,8 +72,8 @@ class Recipe:
     sampling: `window` (contiguous frames), `segments` (one frame from each of `num_frames` equal segments) or
         `time` (`num_frames` frames at `frame_rate` frames per second).
     modality: `rgb`, `diff` (differences of frames `gap` seconds apart, about grey; TSN, Wang et al. 2016), `rgb+diff`
-        (two streams, each with its own head, whose log-probabilities are averaged), or `auto`: chosen among them by
-        inner folds of the training part (see `modality.choose_modality`).
+        (two streams, each with its own head, whose log-probabilities are averaged with RGB_WEIGHT), or `auto`: chosen
+        among them by inner folds of the training part (see `modality.modality_scores`).
     stills: RGB frames of a clip where the modality has them; None takes `num_frames`.
     trained: `all` (every layer), `stage` (the last stage and the head) or `head`. What is not trained is a frozen
         trunk.

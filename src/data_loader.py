@@ -447,9 +447,9 @@ class VideoDataset3D(VideoDataset2D):
 class ClipViews(Dataset):
     """Several views of each clip of a data set, decoded in one pass: (V, T, C, H, W) or (V, C, T, H, W), label.
 
-    Training views (`dataset.train`) have random positions and augmentation, fixed by (seed, view, clip), whatever
-    the order in which clips are asked for. Test views lie evenly over the clip. With `pixels` they are (V, T, C, H, W)
-    uint8, for normalisation and layout on the device.
+    Training views (`dataset.train`) have random positions, spread over the clip, and augmentation, fixed by (seed, view,
+    clip), whatever the order in which clips are asked for. Test views lie evenly over the clip. With `pixels` they are
+    (V, F, C, H, W) uint8, for normalisation and layout on the device.
     """
 
     def __init__(self, dataset: VideoDataset2D, views: int, seed: int = 0, pixels: bool = False):
@@ -463,7 +463,9 @@ class ClipViews(Dataset):
         words = [self.seed, *data.data["clip_path"].iloc[index].encode()]
         with torch.random.fork_rng(devices=[]):  # the draws are those of this clip; the generator is left as it was
             torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-            positions = [data.sampler.random_position() if data.train else (v + 0.5) / self.views for v in views]
+            within = [data.sampler.random_position() if data.train else 0.5 for _ in views]
+            # windows lie in consecutive parts of the clip; where segments spread over all of it, each view does
+            positions = [x if np.size(x) > 1 else (v + x) / self.views for v, x in zip(views, within, strict=True)]
             frames, _ = read_frames(data.file(index),
                                     lambda info: np.concatenate([data.sampler(info, p) for p in positions]))
             clips = [self._transformed(clip) for clip in np.split(frames, self.views)]

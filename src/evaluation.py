@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 from torch.utils.flop_counter import FlopCounterMode
 
 import folds
@@ -60,7 +61,7 @@ def predict_validation(experiment: Experiment) -> pd.DataFrame:
 # ---------------------------------------------------------------- folds
 
 def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
-                   partition: int | None = None) -> pd.DataFrame:
+                   partition: int | None = None, share: float = 1.0) -> pd.DataFrame:
     """The recipe trained and tested by folds of whole groups (see `folds.cross_validate`, also for what is returned).
 
     Args:
@@ -68,17 +69,20 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
         recipe: as it was asked for: what it leaves open, such as the modality, is chosen in each fold.
         count: folds.
         partition: seed of the folds; None takes the experiment's.
+        share: of each fold's training groups that is kept, as `splits.thinned`.
     """
     recipe = get_recipe(recipe, experiment.recipe.kind) if isinstance(recipe, str) else recipe
     backbone, source = experiment.model.backbone, experiment.model.source
 
     def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+        _compute_activations(experiment, recipe)
         with redirect_stdout(io.StringIO()):  # a fold is told in one line
             again = plan(data, recipe, source, experiment.seed, backbone, experiment.device, experiment.cache).build()
             train_ds, val_ds = again.dataset("train", train=True), again.dataset("val")
             loaders = again.loader(train_ds), again.loader(val_ds)
             training = again.training(len(train_ds), last=folder / "last.pth", report=None)
-            fit(training, *loaders, again.criterion(), again.device)
+            with threadpool_limits(1 if recipe.trained == "head" else None):  # too small to be shared out
+                fit(training, *loaders, again.criterion(), again.device)
             test, validation = predict(again), predict(again, "val")
         training.last.unlink(missing_ok=True)
         words = f"{again.recipe.modality}, best of {len(training.history['val_accs'])} epochs {training.best_epoch}, "
@@ -86,10 +90,21 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
 
     weights = file_hash(weights_file(backbone)) if source != "none" else ""
     asked = {"recipe": recipe.resolved(backbone).to_dict(), "backbone": backbone, "weights": weights,
-        "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed}
+             "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed}
     partition = experiment.seed if partition is None else partition
     return folds.cross_validate(experiment.data, experiment.files, asked, predict_fold, count, partition,
-                                experiment.cache)
+                                experiment.cache, share)
+
+
+def _compute_activations(experiment: Experiment, recipe: Recipe) -> None:
+    """What the folds will read of all clips, in training and in test views, while its progress can be seen."""
+    modalities = ("rgb", "diff") if recipe.modality == "auto" else (recipe.modality,)
+    for modality in modalities if experiment.keeps_activations else ():
+        its = untrained(experiment.data, dataclasses.replace(recipe, modality=modality), experiment.model.source,
+                        experiment.seed, experiment.model.backbone, experiment.device, experiment.cache)
+        for part in its.data.splits:
+            for train in (True, False):
+                its.activations(its.dataset(part, train=train))
 
 
 # ---------------------------------------------------------------- other training seeds

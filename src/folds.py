@@ -17,15 +17,17 @@ import pandas as pd
 from files import ModelFiles, file_hash, read_json, read_predictions, update_json, write_csv
 from metrics import classification_metrics
 from videos.library import VideoData
-from videos.splits import make_folds, split_hash, split_parts, write_split
+from videos.splits import make_folds, split_hash, split_parts, thinned, write_split
 
 PredictFold = Callable[[VideoData, Path], tuple[pd.DataFrame, pd.DataFrame, str]]
 
 
-def fold_sets(data: VideoData, count: int, seed: int, cache: Path) -> tuple[list[VideoData], str]:
+def fold_sets(data: VideoData, count: int, seed: int, cache: Path,
+              share: float = 1.0) -> tuple[list[VideoData], str]:
     """The data set once per fold, with the fold's own split; and how the folds were made, in words.
 
-    Their CSVs lie in the cache, named by their content.
+    Their CSVs lie in the cache, named by their content. Of each fold's training groups a `share` is kept, as
+    `splits.thinned`.
 
     Raises:
         ValueError: as `splits.make_folds`.
@@ -34,6 +36,7 @@ def fold_sets(data: VideoData, count: int, seed: int, cache: Path) -> tuple[list
     folds, how = make_folds(clips, count, data.split["kind"].startswith("official"), data.split["groups_named"], seed)
     sets = []
     for fold in folds:
+        fold = thinned(fold, share, seed)
         parts = split_parts(fold)
         about = {**data.split, "sha256": split_hash(parts), "clips": {name: len(its) for name, its in parts.items()}}
         paths = write_split(fold, cache / "folds" / about["sha256"][:16])
@@ -42,7 +45,7 @@ def fold_sets(data: VideoData, count: int, seed: int, cache: Path) -> tuple[list
 
 
 def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: PredictFold, count: int, seed: int,
-                   cache: Path) -> pd.DataFrame:
+                   cache: Path, share: float = 1.0) -> pd.DataFrame:
     """Predictions of all folds, from disk where they are of these very clips and this request.
 
     Each fold's predictions are kept in the cache as soon as they are there: what was interrupted goes on. Writes
@@ -53,12 +56,12 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
         asked: what decides the predictions, as plain types, apart from the clips and folds.
         predict: given a fold's data and a folder of its own in the cache, gives the predictions of its test and its
             validation part, and a few words on what was chosen.
-        count, seed: of the folds.
+        count, seed, share: of the folds, as `fold_sets`.
 
     Returns:
         One row per video that was tested: as a prediction table, with `fold`, counted from 1.
     """
-    sets, how = fold_sets(data, count, seed, cache)
+    sets, how = fold_sets(data, count, seed, cache, share)
     clips = [path for part in data.splits for path in data.table(part)["clip_path"]]
     content = [file_hash(data.root / path.lstrip("/")) for path in clips]
     identity = [asked, data.name, content, [its.split["sha256"] for its in sets], seed]

@@ -11,6 +11,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from config import RGB_WEIGHT
 from videos.splits import group_folds
 
 FOLDS = 5  # at most; fewer where a class has fewer groups
@@ -27,7 +28,7 @@ def modality_scores(streams: dict[str, np.ndarray], clips: pd.DataFrame, grouped
         seed: of the folds.
 
     Returns:
-        One row per modality (rgb, diff, and rgb+diff, whose log-probabilities are averaged), the best first: accuracy,
+        One row per modality (rgb, diff, and rgb+diff, as `models.TwoStream` joins them), the best first: accuracy,
         and among equals log_loss, of held-out clips.
     """
     folds, _ = group_folds(clips, FOLDS, grouped, seed)
@@ -35,7 +36,7 @@ def modality_scores(streams: dict[str, np.ndarray], clips: pd.DataFrame, grouped
     model = make_pipeline(StandardScaler(), PCA(random_state=0), LogisticRegression(C=STRENGTH, max_iter=1000))
     held_out = {name: cross_val_predict(model, x, clips["label"], cv=folds, method="predict_log_proba")
                 for name, x in streams.items()}
-    held_out["rgb+diff"] = (held_out["rgb"] + held_out["diff"]) / 2
+    held_out["rgb+diff"] = (RGB_WEIGHT * held_out["rgb"] + held_out["diff"]) / (RGB_WEIGHT + 1)
     classes, rows = np.unique(clips["label"]), {}
     for name, logits in held_out.items():
         probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

@@ -23,7 +23,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torchvision import models as tv
 
-from config import DEFAULT_BACKBONE, KINDS, PACKAGED, TITLES, Preprocessing, Recipe
+from config import DEFAULT_BACKBONE, KINDS, PACKAGED, RGB_WEIGHT, TITLES, Preprocessing, Recipe
 
 POOLINGS = ("avg", "max", "attention", "conv", "stats")
 FETCH_TIMEOUT = 12  # seconds in which a download host must answer, also in the middle of a file
@@ -196,7 +196,7 @@ class Standardize(nn.BatchNorm1d):
 
 class TwoStream(nn.Module):
     """Judges RGB frames by one head and differences by another (Simonyan and Zisserman 2014): (B, ...) to
-    (B, num_classes), the mean of their log-probabilities; `split` parts a batch into the two.
+    (B, num_classes), the mean of their log-probabilities, weighted by RGB_WEIGHT; `split` parts a batch into the two.
 
     In training each clip is judged by one of them, drawn at random (as in ModDrop, Neverova et al. 2016), so that each
     learns by its own errors: trained as one layer, the stream that fits the training clips best would rule.
@@ -210,7 +210,7 @@ class TwoStream(nn.Module):
         stills, differences = self.split(x)
         both = torch.stack([self.rgb(stills), self.diff(differences)]).log_softmax(dim=2)
         if not self.training:
-            return both.mean(dim=0)
+            return (RGB_WEIGHT * both[0] + both[1]) / (RGB_WEIGHT + 1)
         drawn = torch.randint(2, (len(x),), device=x.device)
         return both[drawn, torch.arange(len(x), device=x.device)]
 

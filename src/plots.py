@@ -348,3 +348,16 @@ def probability_lines(table: pd.DataFrame, ax: Axes) -> None:
     """What `interpretation.probabilities_over_time` gives, one line per class."""
     table.plot(ax=ax, marker="o", markersize=3, xlabel="seconds", ylabel="probability", ylim=(-0.03, 1.03))
     ax.legend(fontsize=7)
+
+
+def learning_curve(points: pd.DataFrame, title: str, ax: Axes) -> None:
+    """What `comparison.learning_curve` gives: a line per model over the share of training groups, with intervals."""
+    for number, (model, its) in enumerate(points.groupby("model", sort=False)):
+        errors = its[["low", "high"]].sub(its["accuracy"], axis=0).abs().to_numpy().T
+        ax.errorbar(100 * its["share"] + 0.8 * number, its["accuracy"], errors, marker="o", capsize=3,
+                    color=PALETTE[number], label=model)  # side by side, so that no bar hides another
+    shares = points.drop_duplicates("share").sort_values("share")
+    ax.set(xlabel="training groups (clips per fold)", ylabel="accuracy of all videos, with 95 % interval",
+           title=title, xticks=100 * shares["share"])
+    ax.set_xticklabels([f"{row.share:.0%}\n({row.clips:.0f})" for row in shares.itertuples()])
+    ax.legend(loc="lower right")

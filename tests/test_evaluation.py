@@ -13,7 +13,8 @@ from experiment import load_or_train, untrained
 from files import read_json, read_predictions, write_json
 from videos.library import open_data
 
-TINY = {"precision": "float32", "num_frames": 4, "epochs": 3, "test_clips": 2, "batch_size": 6}
+TINY = {"precision": "float32", "modality": "rgb", "stills": None, "num_frames": 4, "size": 64, "epochs": 3,
+        "test_clips": 2, "batch_size": 6}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def test_scores_are_those_of_the_table_and_kept_for_the_checkpoint(trained, monk
 def test_operations_of_a_known_network(tiny_dataset, tmp_path):
     """ResNet-18 at 224 has 1.81 G multiply-adds a frame, published; each counts as two here, once per checkpoint."""
     data = open_data(str(tiny_dataset), results=tmp_path)
-    experiment = untrained(data, get_recipe("recommended", "2d", num_frames=2), "none", 0, device="cpu")
+    recipe = get_recipe("recommended", "2d", modality="rgb", stills=None, num_frames=2, framing="preset")
+    experiment = untrained(data, recipe, "none", 0, device="cpu")
     write_json(experiment.files.sidecar, {"sha256": "one"})
     assert evaluation.count_flops(experiment) == pytest.approx(2 * 2 * 1.814, rel=0.01)
     experiment.model = None

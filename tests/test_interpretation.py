@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
@@ -70,7 +70,8 @@ class Place(nn.Module):
 
 def hand_made(stages, pool, weight, bias=(0.0, 0.0, 0.0), trained="all"):
     """A model with a given linear classifier, three logits."""
-    model = VideoModel(OrderedDict(stages), len(weight[0]), 3, trained, dropout=0.5, pool=Picked(pool))
+    model = VideoModel(OrderedDict(stages), len(weight[0]), 3, trained, dropout=0.5)
+    model.pool = Picked(pool)
     model.backbone, model.source, model.preprocessing = "resnet18", "none", WHOLE
     with torch.no_grad():
         model.classifier[1].weight.copy_(torch.tensor(weight))
@@ -90,8 +91,9 @@ def experiment(tiny_dataset, tmp_path):
     data = open_data(str(tiny_dataset), results=tmp_path / "results")
 
     def make(model, kind="2d", **changes):
-        recipe = get_recipe("recommended", kind, **{"num_frames": 5, "cache": "none", "sampling": "segments",
-                                                    "frame_rate": None, "batch_size": 6, **changes})
+        recipe = get_recipe("recommended", kind, **{"modality": "rgb", "stills": None, "num_frames": 5, "cache": "none",
+                                                    "sampling": "segments", "frame_rate": None, "batch_size": 6,
+                                                    **changes})
         files = ResultFiles(data.results, kind, model.backbone)
         write_json(files.sidecar, {"sha256": "one"})
         return Experiment(data, recipe, model.eval(), files, torch.device("cpu"), 0, tmp_path / "cache")
@@ -101,7 +103,9 @@ def experiment(tiny_dataset, tmp_path):
 
 def built(kind, backbone, size=64, source="none", **changes):
     torch.manual_seed(0)
-    model = build_model(get_recipe("recommended", kind, **{"pooling": "avg", **changes}), 3, source, backbone)
+    plain = {"modality": "rgb", "stills": None, "framing": "preset", "grid": "1x1", "pooling": "avg",
+             "standardize": False}
+    model = build_model(get_recipe("recommended", kind, **{**plain, **changes}), 3, source, backbone)
     model.preprocessing = dataclasses.replace(model.preprocessing, resize=size, crop=size)
     return model
 
@@ -169,14 +173,42 @@ def test_results_are_kept_for_this_checkpoint_only(experiment, monkeypatch):
     assert read_json(run.data.results / "behaviour" / "3d-cnn.json")["of"] == "two"
 
 
-@given(frames=st.integers(1, 64), name=st.text(min_size=1))
-def test_orders_show_every_frame_where_they_should(frames, name):
-    orders = dict(zip(VARIANTS, variant_orders(frames, name), strict=True))
-    whole = list(range(frames))
-    assert orders["as it is"].tolist() == whole and orders["frames reversed"].tolist() == whole[::-1]
-    assert sorted(orders["frames shuffled"]) == whole
-    assert set(orders["one frozen frame"]) == {frames // 2} and set(orders["background only"]) == {frames}
-    np.testing.assert_array_equal(orders["frames shuffled"], variant_orders(frames, name)[2])
+@given(stills=st.integers(0, 32), pairs=st.integers(0, 32), name=st.text(min_size=1))
+def test_orders_show_every_frame_where_they_should(stills, pairs, name):
+    assume(stills + pairs)
+    orders = dict(zip(VARIANTS, variant_orders(stills, pairs, name), strict=True))
+    frames = stills + 2 * pairs
+    whole, rgb = list(range(frames)), list(range(stills))
+    first, second = whole[stills:stills + pairs], whole[stills + pairs:]
+    assert orders["as it is"].tolist() == whole
+    assert orders["frames reversed"].tolist() == rgb[::-1] + second[::-1] + first[::-1]  # a difference changes its sign
+    shuffled = orders["frames shuffled"]
+    assert sorted(shuffled[:stills]) == rgb and sorted(shuffled[stills:stills + pairs]) == first
+    assert (shuffled[stills + pairs:] - shuffled[stills:stills + pairs] == pairs).all()  # pairs stay together
+    assert len(set(orders["one frozen frame"])) == 1 and set(orders["one frozen frame"]) < {*whole, frames}
+    assert orders["one frozen frame"][0] == (stills // 2 if stills else pairs // 2)
+    assert set(orders["background only"]) == {frames}
+    np.testing.assert_array_equal(shuffled, variant_orders(stills, pairs, name)[2])
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_differences_of_a_frozen_frame_or_of_a_background_are_grey(experiment, kind):
+    """A model of differences answers alike whatever frozen clip it is shown; reversed, their signs are turned round."""
+    model = built(kind, "efficientnet_lite0" if kind == "2d" else "efficientnet_lite0_3d", modality="diff")
+    run = experiment(model, kind, num_frames=3, modality="diff")
+    table, dataset = motion_probe(run).set_index("variant"), run.dataset("test")
+    grey = (0.5 - torch.tensor(model.preprocessing.mean)) / torch.tensor(model.preprocessing.std)
+    still = dataset.layout(grey.view(1, 3, 1, 1).expand(3, 3, 64, 64))
+    clips = torch.stack([dataset[i][0] for i in range(len(dataset))])
+    around = dataset.layout(grey.view(1, 3, 1, 1))
+    turned = (2 * around - clips).flip(1 if kind == "2d" else 2)
+    labels = [dataset.label(i) for i in range(len(dataset))]
+    edited = {"as it is": clips, "one frozen frame": still.expand_as(clips), "frames reversed": turned,
+              "background only": still.expand_as(clips)}
+    for name, its in edited.items():
+        with torch.inference_mode():
+            direct = model(its.contiguous()).double().softmax(dim=1)[range(len(labels)), labels].mean()
+        assert table.loc[name, "probability"] == pytest.approx(float(direct), abs=1e-4), name
 
 
 @settings(max_examples=25, deadline=None)
@@ -218,7 +250,8 @@ def test_a_travelling_camera_is_told():
 
 def reading(changed=(0,) * 4, shift=(0.0,) * 4, accuracy=(1.0, 1.0, 1.0, 1.0, 0.5), painted=0.2):
     table = pd.DataFrame({"variant": VARIANTS, "clips": 18, "accuracy": accuracy, "changed": [0, *changed],
-                          "shift": [0.0, *shift], "painted": [0.0] * 4 + [painted]})
+                          "shift": [0.0, *shift], "painted": [0.0] * 4 + [painted], "chance": 1 / 3})
+    table = table.assign(low=table["accuracy"] - 0.2, high=table["accuracy"] + 0.2)
     return motion_reading(table, "2D-CNN")
 
 
@@ -233,6 +266,8 @@ def test_reading_says_what_the_numbers_say():
     assert "2 change when frames are shuffled and 1 when they are reversed; 16 and 17 are right then" in used
     assert "on 14 (4 answers change)" in used and "tells little" not in used
     assert "tells little of the background" in reading(painted=0.9)
+    for frozen, words in ((1.0, "does not need motion"), (6 / 18, "It needs motion"), (0.0, "mislead")):
+        assert words in reading(accuracy=(1.0, frozen, 1.0, 1.0, 0.5))
 
 
 # ---------------------------------------------------------------- where it looks
@@ -253,13 +288,14 @@ def by_colour(kind):
         stages = [("conv", PerFrame(conv)), ("pool", PerFrame(nn.AdaptiveAvgPool2d(1), nn.Flatten()))]
     else:
         conv = nn.Conv3d(3, 3, (5, 8, 8), stride=(5, 8, 8), bias=False)
-        average = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        average = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Unflatten(1, (1, -1)))
         stages = [("conv", nn.Sequential(conv)), ("pool", average)]
     nn.init.zeros_(conv.weight)
     for channel in range(3):
         nn.init.ones_(conv.weight[channel, channel])
-    pool = (lambda x: x.mean(dim=1)) if kind == "2d" else (lambda x: x)
-    return hand_made(stages, pool, [[4.0, -0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    model = hand_made(stages, lambda x: x.mean(dim=1), [[4.0, -0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    model.time = 1 if kind == "2d" else 2
+    return model
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])
@@ -285,7 +321,8 @@ def test_grad_cam_of_averaged_features_is_the_class_activation_map(experiment, k
     path = run.data.table("test")["clip_path"].iloc[0]
     cam = grad_cam(run, path, frames=4)
     with torch.inference_mode():
-        maps = model.stages[:-1](run.dataset("test")[0][0][None])[0]
+        pooled = list(dict(model.stages.named_children())).index("pool")
+        maps = model.stages[:pooled](run.dataset("test")[0][0][None])[0]
         maps = maps.transpose(0, 1) if backbone != "resnet3d" else maps  # (F, T', h, w)
         weight = model.classifier[1].weight[run.data.class_map[cam.predicted]]
         expected = torch.einsum("f,fthw->thw", weight, maps).relu()

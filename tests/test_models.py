@@ -170,11 +170,11 @@ def test_inflation_starts_as_the_2d_network():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_temporal_conv_equals_conv3d():
-    layer, reference = TemporalConv(4), nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0), groups=4, bias=False)
+def test_temporal_conv_is_a_depthwise_convolution():
+    layer, reference = TemporalConv(4), nn.Conv1d(4, 4, 3, padding=1, groups=4, bias=False)
     nn.init.normal_(layer.weight)
-    reference.weight.data = layer.weight.data.T.reshape(4, 1, 3, 1, 1)
-    x = torch.randn(2, 5, 4, 3, 3)
+    reference.weight.data = layer.weight.data.T.reshape(4, 1, 3)
+    x = torch.randn(2, 5, 4)
     torch.testing.assert_close(layer(x), reference(x.transpose(1, 2)).transpose(1, 2))
 
 

@@ -62,7 +62,8 @@ if __name__ == "__main__":
     assert multiprocessing.get_start_method() == "spawn"
     render_dataset(results / "demo", classes=["Punch"], groups=1, clips=2, workers=2)
     data = open_data(str(clips), results=results)
-    recipe = get_recipe("recommended", "3d", num_frames=2, train_views=1, epochs=1, test_clips=2, batch_size=12)
+    recipe = get_recipe("recommended", "3d", modality="rgb+diff", num_frames=2, stills=2, size=64, train_views=1,
+                        epochs=1, test_clips=2, batch_size=12)
     for reloaded in (False, True):
         experiment = load_or_train("3d", data, recipe, "none", cache=results / "cache", device="cpu")
         assert experiment.reloaded == reloaded and len(evaluate(experiment)) == len(data.table("test"))

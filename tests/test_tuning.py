@@ -21,6 +21,7 @@ from optuna.trial import FixedTrial, TrialState
 from torch import nn
 from torch.utils.data import Subset
 
+import config
 import data_loader
 import experiment
 import features
@@ -37,22 +38,25 @@ from videos.library import VideoData, open_data
 pytestmark = [pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
               pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")]
 TESTS = Path(__file__).resolve().parent
-TINY = get_recipe("recommended", "2d", num_frames=4, epochs=3, batch_size=8)
+PLAIN = {"modality": "rgb", "stills": None, "grid": "1x1", "pooling": "avg", "standardize": False}
+TINY = get_recipe("recommended", "2d", num_frames=4, epochs=3, batch_size=8, **PLAIN)
 HEAD = dataclasses.replace(TINY, trained="head")
 FEW = {"head": (2, 4), "stage": (2, 4)}
 VALUES = {"lr": 1e-3, "weight_decay": 1e-3, "label_smoothing": 0.0, "dropout": 0.0, "schedule": "step",
           "epochs": 2, "pooling": "max"}
 
 
-class FakeActivations(list):
-    """What `trunk_activations` gives for the 2D head, without a clip: 4 frames that hint at the class."""
-
-    def __init__(self, model, dataset, views, device, seed=0, **_):
-        for i in range(len(dataset)):
-            rng = np.random.default_rng([seed, i, dataset.train])
-            x = rng.normal(size=(views, 4, model.classifier[1].in_features)).astype(np.float32)
-            x[..., dataset.label(i)] += 2
-            self.append((torch.from_numpy(x), dataset.label(i)))
+def fake_activations(its, dataset):
+    """What an experiment keeps of the 2D trunk, without a clip: frames that hint at the class."""
+    recipe, kept = its.recipe, []
+    shape = (recipe.train_views if dataset.train else recipe.test_clips,
+             recipe.stills_shown() + recipe.num_frames * ("diff" in recipe.modality),
+             its.model.classifier[1].in_features // (5 if recipe.pooling == "stats" else 1))
+    for i in range(len(dataset)):
+        x = np.random.default_rng([its.seed, i, dataset.train]).normal(size=shape).astype(np.float32)
+        x[..., dataset.label(i)] += 2
+        kept.append((torch.from_numpy(x), dataset.label(i)))
+    return kept
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def few_epochs(monkeypatch):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(experiment, "trunk_activations", FakeActivations)
+    monkeypatch.setattr(experiment.Experiment, "activations", fake_activations)
 
 
 def study_of(data, trials, **changes):
@@ -103,7 +107,8 @@ def test_study_from_clips_whose_test_set_is_unreadable(tiny_dataset, tmp_path, m
                 target.symlink_to(data.root / path.lstrip("/"))
     data = VideoData(data.name, root, data.class_map, data.splits, data.split, data.results)
     monkeypatch.setattr(features, "make_loader", partial(make_loader, num_workers=0))  # workers start slowly
-    recipe = get_recipe("recommended", "3d", num_frames=2, train_views=1, epochs=3, precision="float32")
+    recipe = get_recipe("recommended", "3d", num_frames=2, size=64, train_views=1, epochs=3, precision="float32",
+                        **PLAIN)
     study = run_study("3d", data, "packaged", 3, cache=tmp_path / "cache", recipe=recipe)
     assert len(finished(study)) == 3 and capfd.readouterr().err == ""
     assert study.user_attrs["folds"].endswith("folds of whole groups")
@@ -170,7 +175,7 @@ def test_what_differs_is_another_study(data, fake, tiny_dataset):
     other = open_data(str(tiny_dataset), "random", results=data.results.parent)
     runs = [study, study_of(two, 2), study_of(other, 2), study_of(data, 2, seed=1),
             study_of(data, 2, weights="none"),
-            study_of(data, 2, recipe=get_recipe("recommended", "2d", num_frames=4))]
+            study_of(data, 2, recipe=get_recipe("recommended", "2d", num_frames=4, **PLAIN))]
     assert len({run.study_name for run in runs}) == len(runs) and all(len(run.trials) == 2 for run in runs)
     assert {"2d", "efficientnet_lite0", "head", "3classes", "seed0"} <= set(study.study_name.split("-"))
 
@@ -185,7 +190,7 @@ def test_the_seeds_recipe_has_one_baseline(data, fake):
 
 def child(root: str, results: str, trials: int) -> None:
     """A process of its own on the study: slow trials, that it may be killed in the middle of one."""
-    tuning.HEARTBEAT, tuning.EPOCHS, experiment.trunk_activations = 1, FEW, FakeActivations
+    tuning.HEARTBEAT, tuning.EPOCHS, experiment.Experiment.activations = 1, FEW, fake_activations
     real = tuning.train_head
 
     def slow(*arguments):
@@ -246,7 +251,7 @@ def test_a_killed_process_s_trial_is_tried_again(data, fake, monkeypatch):
     study = study_of(data, 2)
     with pytest.warns(UserWarning, match="Heartbeat"):
         dead = study.ask()
-    dead.suggest_float("lr", 1e-4, 3e-2, log=True)
+    dead.suggest_float("lr", 3e-5, 1e-2, log=True)
     study._storage.record_heartbeat(dead._trial_id)  # its only sign of life
     time.sleep(4.1)
     again = study_of(data, 3).trials
@@ -294,7 +299,7 @@ def test_trained_head_equals_a_plain_loop():
     """One full batch without dropout is AdamW on softmax regression of the averaged frames; it is judged unsmoothed."""
     clips, others = some_clips((4, 1280))
     recipe = get_recipe("recommended", "2d", pooling="avg", dropout=0.0, batch_size=9, epochs=4, schedule="step",
-                        lr=1e-2)
+                        lr=1e-2, weight_decay=1e-2)
     training = train_head(frame_model(), clips, others, recipe, seed=3)
     torch.manual_seed(3)
     linear = nn.Linear(1280, 3)
@@ -316,10 +321,10 @@ def test_stage_starts_pretrained_and_the_model_keeps_its_weights():
     model = InflatedEfficientNet(3, trained="stage")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     clips, others = some_clips((2, 192, 3, 3), clips=4)
-    recipe = get_recipe("recommended", "3d", trained="stage", lr=5e-4, epochs=2, batch_size=4)
-    head = tuning.new_head(model, recipe)
-    pairs = zip(head[0].parameters(), model.head[0].parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    recipe = get_recipe("recommended", "3d", trained="stage", lr=5e-4, epochs=2, batch_size=4, pooling="avg")
+    started = train_head(model, clips, others, dataclasses.replace(recipe, lr=1e-12), seed=0).model
+    pairs = zip(started[0].parameters(), model.head[0].parameters(), strict=True)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in pairs)
     trained = train_head(model, clips, others, recipe, seed=0).model
     pairs = zip(trained[0].parameters(), model.head[0].parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
@@ -380,7 +385,7 @@ def test_cuts_enter_the_space():
 def test_space_is_told_with_the_baselines():
     table = tuning.space_table(get_recipe("recommended", "2d"))
     assert list(table.index) == list(tuning.search_space("2d")) and list(table) == ["tried", "default", "seed"]
-    assert table.loc["label_smoothing", "seed"] == 0.9 and table.loc["lr", "tried"] == "0.0001 to 0.03, logarithmic"
+    assert table.loc["label_smoothing", "seed"] == 0.9 and table.loc["lr", "tried"] == "3e-05 to 0.01, logarithmic"
 
 
 # ---------------------------------------------------------------- what came out
@@ -394,7 +399,7 @@ def test_choice_is_tested_once(data, fake, monkeypatch):
     [(key, document)] = kept.items()
     assert study.study_name in key and document["test_videos"] == len(data.table("test"))
     assert Recipe(**document["recipes"]["tuned"]) == best_recipe(study)
-    monkeypatch.setattr(experiment, "trunk_activations", forbidden)
+    monkeypatch.setattr(experiment.Experiment, "activations", forbidden)
     pd.testing.assert_frame_equal(tuning.test_of_choice(study, data, seeds=(0, 1)), table)
 
 
@@ -429,6 +434,7 @@ def test_tables_and_figures(data, fake):
 
 def test_command_line(data, fake, tiny_dataset, monkeypatch, capsys):
     monkeypatch.setattr(tune, "open_asked", lambda: data)
+    monkeypatch.setitem(config.RECIPES, ("recommended", "2d"), TINY)
     for name, value in (("WEIGHTS", "packaged"), ("SEED", "7")):
         monkeypatch.setenv(name, value)
     tune.main(["--kind", "2d", "--trials", "2", "--test"])

@@ -22,7 +22,7 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPrep
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from comparison import comparison_table, load_results
+from comparison import comparison_table, folds_table, load_results
 from config import ROOT
 from files import atomic_path, shown
 from machine import hardware_line
@@ -121,7 +121,10 @@ def headline(root: Path) -> str:
     except FileNotFoundError as missing:
         return f"no headline table yet: {missing}"
     table, environment = comparison_table(results), next(iter(results.values()))["environment"]
-    return f"{table[~table.index.str.startswith('seed ')].to_string()}\n\nmeasured on {hardware_line(environment)}"
+    folds = folds_table(results)
+    every = "" if folds.empty else f"every video, by folds:\n{folds.to_string()}\n\ntest set:\n"
+    ours = table[~table.index.str.startswith("seed ")].to_string()
+    return f"{every}{ours}\n\nmeasured on {hardware_line(environment)}"
 
 
 if __name__ == "__main__":

@@ -266,8 +266,10 @@ def evaluate(model: ClassicalModel) -> pd.DataFrame:
     return model.files.kept_table(model.files.predictions, compute)
 
 
-def cross_validate(model: ClassicalModel, count: int) -> pd.DataFrame:
+def cross_validate(model: ClassicalModel, count: int, share: float = 1.0) -> pd.DataFrame:
     """The model tuned, fitted and tested by `count` folds of whole groups; tables and files as `folds.cross_validate`.
+
+    `share` of each fold's training groups is kept, as by `splits.thinned`.
 
     The validation part is tuned and fitted on with the training part, as everywhere; its own predictions, which fusion
     is fitted to, are of a second model with the same parameters, fitted to the training part alone.
@@ -284,7 +286,8 @@ def cross_validate(model: ClassicalModel, count: int) -> pd.DataFrame:
         return test, predict(its, "val"), f"{time.perf_counter() - started:.1f} s"
 
     asked = {name: value for name, value in _asked(model).items() if name != "split"}
-    return folds.cross_validate(model.data, model.files, asked, predict_fold, count, model.seed, model.cache)
+    return folds.cross_validate(model.data, model.files, asked, predict_fold, count, model.seed, model.cache,
+                                share)
 
 
 def measure_latency(model: ClassicalModel) -> dict[str, float]:

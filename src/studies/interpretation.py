@@ -69,9 +69,10 @@ def motion_probe(experiment: Experiment) -> pd.DataFrame:
     that no difference is left); its frames, or differences, in an order drawn once per clip; time reversed; and,
     throughout, what `still_background` leaves of the clip, which is an approximation.
 
-    One row per variant of `VARIANTS`: variant, clips, accuracy, low and high (its Wilson interval), probability (mean,
-    of the true class), changed (answers other than those of the first row), shift (the largest difference of any
-    probability of any clip from the first row) and painted (mean share of the picture that was painted over).
+    One row per variant of `VARIANTS`: variant, clips, accuracy, low and high (its Wilson interval), chance (one in the
+    number of classes), probability (mean, of the true class), changed (answers other than those of the first row),
+    shift (the largest difference of any probability of any clip from the first row) and painted (mean share of the
+    picture that was painted over).
     """
     files = experiment.files
     path = files.root / "behaviour" / f"{files.model_name}.json"
@@ -104,7 +105,8 @@ def _probe_table(probabilities: np.ndarray, labels: np.ndarray, painted: float) 
     tables = [pd.DataFrame({"label": labels, "predicted": its}) for its in answers]
     scores = interval_table(dict(zip(VARIANTS, tables, strict=True))).rename_axis("variant").reset_index()
     scores.insert(1, "clips", len(labels))
-    return scores.assign(probability=probabilities[:, np.arange(len(labels)), labels].mean(axis=1),
+    return scores.assign(chance=1 / probabilities.shape[2],
+                         probability=probabilities[:, np.arange(len(labels)), labels].mean(axis=1),
                          changed=(answers != answers[0]).sum(axis=1),
                          shift=np.abs(probabilities - probabilities[0]).max(axis=(1, 2)),
                          painted=np.where(scores["variant"] == "background only", painted, 0.0))
@@ -177,7 +179,7 @@ def _disc(diameter: int) -> np.ndarray:
 
 
 def motion_reading(table: pd.DataFrame, title: str) -> str:
-    """What `motion_probe`'s table says of the model `title`: of the order of frames, and of what else was taken out."""
+    """What `motion_probe`'s table says of the model `title`: whether it needs motion, or its order, and of the rest."""
     right = (table["accuracy"] * table["clips"]).round().astype(int)
     normal, frozen, shuffled, turned, background = table.assign(right=right).itertuples()
     n, shift = normal.clips, max(shuffled.shift, turned.shift)
@@ -192,7 +194,10 @@ def motion_reading(table: pd.DataFrame, title: str) -> str:
         order = f"The {title} loses nothing when frames are shuffled or reversed: it does not use their order."
     still = {0: "no answer changes", 1: "1 answer changes"}.get(frozen.changed, f"{frozen.changed} answers change")
     doubt = "; so much is painted over that this tells little of the background"
-    return (f"{order} As filmed it is right on {normal.right} of {n} test videos, from one frozen frame on "
+    needs = ("It needs motion: of frames that stand still it knows no more than chance does" if
+             frozen.low <= frozen.chance <= frozen.high else "It does not need motion to do better than chance" if
+             frozen.low > frozen.chance else "Frames that stand still mislead it")
+    return (f"{needs}. {order} As filmed it is right on {normal.right} of {n} test videos, from one frozen frame on "
             f"{frozen.right} ({still}), and with what moves painted over ({background.painted:.0%} of the "
             f"picture) on {background.right}{doubt if background.painted > UNTELLING else ''}.")
 

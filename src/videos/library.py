@@ -76,7 +76,7 @@ def locate(dataset: str = "demo", results: Path = RESULTS) -> tuple[str, Path, P
 
 
 def open_data(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None, seed: int = 42,
-              results: Path = RESULTS) -> VideoData:
+              results: Path = RESULTS, root: Path | None = None) -> VideoData:
     """Finds a data set (rendering the demo where it is absent), splits it where it is not, and checks for leakage.
 
     Args:
@@ -85,11 +85,15 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
         classes: a selection; None takes all that there are.
         seed: of the split.
         results: the folder that holds all data sets' results.
+        root: folder of the clips where it is not the data set's own; the split CSVs then lie with the results, and
+            nothing is written beside the clips.
 
     Raises:
         FileNotFoundError, ValueError: no such data, or it can't be split so; the message says what to do.
     """
-    name, root, own_results = locate(dataset, results)
+    name, own_root, own_results = locate(dataset, results)
+    home = own_root if dataset in DATASETS and root is None else own_results  # of the splits
+    root = root or own_root
     if dataset == "demo":
         render_dataset(root)
     elif dataset == "ucf101" and not root.is_dir():
@@ -98,7 +102,7 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     kind = "" if split in (None, default) else split
     chosen = hashlib.sha256("\n".join(sorted(classes)).encode()).hexdigest()[:8] if classes else ""
     variant = "-".join(filter(None, (kind, chosen)))  # nothing for the default split of all classes
-    folder = (root if dataset in DATASETS else own_results) / "splits" / variant
+    folder = home / "splits" / variant
     paths = splits.ensure_splits(root, folder, split or default, classes, seed)
     parts = splits.read_split(folder)
     shared = splits.check_leakage(parts)

@@ -307,3 +307,16 @@ def make_folds(clips: pd.DataFrame, most: int, official: bool, grouped: bool,
         part.iloc[tested], part.iloc[rest[inner[0][1]]] = "test", "val"
         made.append(clips.assign(part=part))
     return made, how
+
+
+def thinned(split: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """A split with a share of each class's training groups, two at least; validation and test parts stay.
+
+    Whole groups are drawn in an order that depends on `seed` alone, so that a smaller share is part of a larger one.
+    """
+    kept = split["part"] != "train"
+    for number, (_, clips) in enumerate(split[~kept].groupby("label", sort=True)):
+        groups = np.random.default_rng([seed, number]).permutation(sorted(clips["group"].unique()))
+        drawn = groups[:max(round(share * len(groups)), 2)]
+        kept |= split.index.isin(clips.index[clips["group"].isin(drawn)])
+    return split[kept].reset_index(drop=True)

@@ -1,0 +1,127 @@
+"""Learning curve: accuracy by folds against the share of training groups, for the CNNs and the best classical model.
+
+    python benchmarks/curve.py
+
+DATASET, SPLIT, CLASSES, SEED, FOLDS and WEIGHTS are taken from the environment, as by the notebooks. Whole groups are
+left out of each fold's training part, class by class; its validation and test parts stay. What is finished is kept in
+the cache: an interrupted curve goes on. Writes learning_curve.csv, predictions/learning_curve.csv and
+performance_plots/learning_curve.png into the data set's results.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import matplotlib
+import pandas as pd
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import evaluation
+import plots
+from classical import classifiers
+from comparison import curve_reading, learning_curve
+from config import CACHE, get_recipe
+from data_loader import VideoError
+from experiment import plan
+from files import ClassicalFiles, read_json, shown, write_csv
+from folds import fold_sets
+from models import WeightsError, choose_source
+from videos.library import VideoData, open_asked
+from videos.splits import group_pairs
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+COLUMNS = ["model", "share", "fold", "clip_path", "group", "label", "predicted"]
+
+Learner = Callable[[VideoData, float], pd.DataFrame]  # data and share to the fold predictions of every video
+
+
+def learners(root: Path, weights: str, count: int, seed: int, cache: Path = CACHE) -> dict[str, Learner]:
+    """Name to learner of the two CNNs, and of the classical model with the best cross-validated accuracy in `root`.
+
+    Args:
+        weights: as WEIGHTS.
+        count, seed: of the folds; the seed is also that of training.
+    """
+    def cnn(kind: str) -> Learner:
+        source, recipe = choose_source(kind, weights), get_recipe("recommended", kind)
+        planned = dataclasses.replace(recipe, modality="diff") if recipe.modality == "auto" else recipe
+
+        def predict(data: VideoData, share: float) -> pd.DataFrame:
+            experiment = plan(data, planned, source, seed, cache=cache).build()
+            return evaluation.cross_validate(experiment, recipe, count, seed, share)
+
+        return predict
+
+    def classical(name: str) -> Learner:
+        return lambda data, share: classifiers.cross_validate(
+            classifiers.ClassicalModel(name, data, seed, cache), count, share)
+
+    best = best_classical(root)
+    return {"2d-cnn": cnn("2d"), "3d-cnn": cnn("3d"), **({best: classical(best)} if best else {})}
+
+
+def best_classical(root: Path) -> str | None:
+    """The classical model with the best cross-validated accuracy in a results root; None where there is none."""
+    kept = {name: read_json(ClassicalFiles(root, name).stats) for name in classifiers.MODELS}
+    return max((name for name, stats in kept.items() if stats), key=lambda name: kept[name]["cv_mean"], default=None)
+
+
+def measure(data: VideoData, its_learners: dict[str, Learner], count: int, seed: int, cache: Path = CACHE) -> None:
+    """Trains and tests each learner with each share of the training groups; writes the two tables."""
+    sizes, predictions = [], []
+    for share in SHARES:
+        sets, _ = fold_sets(data, count, seed, cache, share)
+        scratch = dataclasses.replace(data, results=cache / "curve" / data.name / f"{100 * share:.0f}")
+        trained_on = pd.DataFrame([_size(its.table("train")) for its in sets], index=range(1, len(sets) + 1))
+        for name, learner in its_learners.items():
+            print(f"{name}, {share:.0%} of the training groups:", flush=True)
+            table = learner(scratch, share).assign(model=name, share=share)
+            right = (table["label"] == table["predicted"]).groupby(table["fold"])
+            scores = trained_on.join(right.agg(videos="size", accuracy="mean")).rename_axis("fold").reset_index()
+            sizes.append(scores.assign(model=name, share=share))
+            predictions.append(table[COLUMNS])
+    first = ["model", "share", "fold", "groups", "clips", "videos", "accuracy"]
+    write_csv(data.results / "predictions" / "learning_curve.csv", pd.concat(predictions))
+    write_csv(data.results / "learning_curve.csv", pd.concat(sizes)[first].sort_values(first[:3], kind="stable"))
+
+
+def _size(train: pd.DataFrame) -> dict[str, int]:
+    return {"groups": group_pairs(train).nunique(), "clips": len(train)}
+
+
+def draw(data: VideoData) -> Path:
+    """Draws the curve that is kept in the data set's results; gives the picture's file."""
+    path = data.results / "performance_plots" / "learning_curve.png"
+    plots.set_style()
+    figure, ax = plt.subplots(figsize=(8, 4.5))
+    points = learning_curve(data.results)
+    plots.learning_curve(points, f"More training groups: {data.name}, {points['videos'].max()} videos by folds", ax)
+    plots.save_figure(figure, path)
+    plt.close(figure)
+    return path
+
+
+def main() -> None:
+    """The command, with what the environment asks for."""
+    seed, count = int(os.environ.get("SEED") or 42), int(os.environ.get("FOLDS") or 5) or 5
+    try:
+        data = open_asked()
+        if best_classical(data.results) is None:
+            print("no classical model in the results, so that none is in the curve: run 02_classical_ml for one")
+        measure(data, learners(data.results, os.environ.get("WEIGHTS") or "auto", count, seed), count, seed)
+        path = draw(data)
+    except (OSError, ValueError, WeightsError, VideoError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"\n{curve_reading(learning_curve(data.results))}\n\nwritten: {shown(data.results / 'learning_curve.csv')}, "
+          f"{shown(path)}")
+
+
+if __name__ == "__main__":
+    main()

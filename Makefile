@@ -70,7 +70,7 @@ curve: $(READY_DEV)  ## Accuracy against the number of training groups (DATASET=
 	$(PY) benchmarks/curve.py
 
 reproduce: $(READY)  ## Fetch UCF-101's three classes and compare the seed's recipe with ours under two splits
-	$(PY) tools/reproduce.py
+	$(PY) tools/reproduce.py $(ARGS)
 
 test: $(READY_DEV) lint  ## Run the lint and the test suite
 	$(PY) -m pytest

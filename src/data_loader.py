@@ -447,9 +447,9 @@ class VideoDataset3D(VideoDataset2D):
 class ClipViews(Dataset):
     """Several views of each clip of a data set, decoded in one pass: (V, T, C, H, W) or (V, C, T, H, W), label.
 
-    Training views (`dataset.train`) have random positions, spread over the clip, and augmentation, fixed by (seed, view,
-    clip), whatever the order in which clips are asked for. Test views lie evenly over the clip. With `pixels` they are
-    (V, F, C, H, W) uint8, for normalisation and layout on the device.
+    Training views (`dataset.train`) have random positions, spread over the clip, and augmentation, fixed by (seed,
+    view, clip), whatever the order in which clips are asked for. Test views lie evenly over the clip. With `pixels`
+    they are (V, F, C, H, W) uint8, for normalisation and layout on the device.
     """
 
     def __init__(self, dataset: VideoDataset2D, views: int, seed: int = 0, pixels: bool = False):

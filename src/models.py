@@ -277,7 +277,11 @@ class VideoModel(nn.Module):
 
     def _joined_from(self, start: int) -> nn.Module:
         branches = self.branches(start)
-        return TwoStream(lambda x: self.split(x, start), *branches).train(self.training) if self.stills else branches[0]
+        if not self.stills:
+            return branches[0]
+        both = TwoStream(lambda x: self.split(x, start), *branches)
+        both.training = self.training  # its own mode alone: `train()` would wake what is frozen within
+        return both
 
     def joined(self, trunk: Callable, x: torch.Tensor) -> torch.Tensor:
         """What the head sees of a clip batch: `trunk` of each of its streams, joined along time."""

@@ -221,17 +221,17 @@ def shortcut_reading(scores: pd.DataFrame) -> str:
 
 def frozen_features(data: VideoData, weights: str = "auto", device: str = "cpu",
                     cache: Path = CACHE) -> tuple[str, pd.DataFrame, np.ndarray]:
-    """Pretrained frame features of every clip's centre view, averaged over its frames; they are kept for the 2D-CNN.
+    """Pretrained features of every clip's RGB frames, averaged over them; they are kept for the 2D-CNN.
 
     Returns:
         The network's name; the clips (clip_path, label, group, part); (N, F) float32 features.
     """
-    recipe = get_recipe("recommended", "2d", trained="head")
+    recipe = get_recipe("recommended", "2d", modality="rgb")
     experiment = untrained(data, recipe, choose_source("2d", weights), seed=0, device=device, cache=cache)
     rows, features = [], []
     for part in data.splits:
-        clips = experiment.activations(experiment.dataset(part), views=1)
-        features += [clip.mean(dim=(0, 1)).numpy() for clip, _ in clips]  # (1, T, F) -> (F)
+        clips = experiment.activations(experiment.dataset(part))
+        features += [clip.mean(dim=(0, 1)).numpy() for clip, _ in clips]  # (V, T, F) -> (F)
         rows.append(data.table(part).assign(part=part))
     return experiment.title, pd.concat(rows, ignore_index=True), np.stack(features)
 

@@ -105,6 +105,8 @@ class FrameSampler:
             raise ValueError("sampling by time needs frame_rate, in frames per second")
         if modality not in MODALITIES:
             raise ValueError(f"unknown modality {modality!r}: {', '.join(MODALITIES)}")
+        if stills and stills > num_frames:
+            raise ValueError(f"stills is {stills}, more than num_frames {num_frames}: choose fewer")
         self.num_frames, self.sampling, self.frame_rate, self.gap = num_frames, sampling, frame_rate, gap
         self.pairs = num_frames if "diff" in modality else 0
         self.stills = (stills or num_frames) if "rgb" in modality else 0

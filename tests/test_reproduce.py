@@ -8,19 +8,19 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-import reproduce
 import torch
-from test_ucf101 import ArchiveServer, zip_of
 from torchvision import models as tv
 from urllib3.util import Retry
 
 import config
 import models
+import reproduce
 import utils
 from conftest import moving_square, write_video
 from files import read_predictions
 from metrics import accuracy_interval, classification_metrics, compare
 from models import weights_file
+from test_ucf101 import ArchiveServer, zip_of
 from videos import ucf101
 
 CLIPS = 2  # of each group, where UCF-101 has four and more

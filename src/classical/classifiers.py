@@ -29,6 +29,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 
 import folds
 from classical import descriptors
@@ -206,6 +207,7 @@ def model_input(name: str, table: pd.DataFrame, root: Path, cache: Path) -> np.n
     return np.hstack([values.reshape(len(table), -1) for values in described.values()])
 
 
+@threadpool_limits.wrap(limits=1)  # with two threads on two busy cores the same took 9 to 27 times as long
 def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
          seed: int) -> tuple[BaseEstimator, dict]:
     """Chooses a model's parameters by cross-validation and fits it to all rows.

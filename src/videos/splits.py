@@ -284,6 +284,8 @@ def make_folds(clips: pd.DataFrame, most: int, official: bool, grouped: bool,
                seed: int) -> tuple[list[pd.DataFrame], str]:
     """Splits of all clips into train, val and test, such that every clip is tested once.
 
+    With two folds the validation part may share a group with the training part; the test part never does.
+
     Args:
         clips: with the columns of a split's CSV.
         most: number of folds; fewer where a class has fewer groups.

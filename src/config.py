@@ -74,7 +74,7 @@ class Recipe:
     modality: `rgb`, `diff` (differences of frames `gap` seconds apart, about grey; TSN, Wang et al. 2016), `rgb+diff`
         (two streams, each with its own head, whose log-probabilities are averaged with RGB_WEIGHT), or `auto`: chosen
         among them by inner folds of the training part (see `modality.modality_scores`).
-    stills: RGB frames of a clip where the modality has them; None takes `num_frames`.
+    stills: RGB frames of a clip where the modality has them, `num_frames` at most, which None takes.
     trained: `all` (every layer), `stage` (the last stage and the head) or `head`. What is not trained is a frozen
         trunk.
     depth: name of the last stage of the network that is used; None takes what goes with the network (DEPTHS), `full`
@@ -143,7 +143,7 @@ class Recipe:
 
     def stills_shown(self) -> int:
         """RGB frames of a clip: none where differences are all that is seen."""
-        return (self.stills or self.num_frames) if "rgb" in self.modality else 0
+        return min(self.stills or self.num_frames, self.num_frames) if "rgb" in self.modality else 0
 
     def streams(self) -> list[Recipe]:
         """The recipe of each stream of its modality by itself."""

@@ -105,11 +105,9 @@ class FrameSampler:
             raise ValueError("sampling by time needs frame_rate, in frames per second")
         if modality not in MODALITIES:
             raise ValueError(f"unknown modality {modality!r}: {', '.join(MODALITIES)}")
-        if stills and stills > num_frames:
-            raise ValueError(f"stills is {stills}, more than num_frames {num_frames}: choose fewer")
         self.num_frames, self.sampling, self.frame_rate, self.gap = num_frames, sampling, frame_rate, gap
         self.pairs = num_frames if "diff" in modality else 0
-        self.stills = (stills or num_frames) if "rgb" in modality else 0
+        self.stills = min(stills or num_frames, num_frames) if "rgb" in modality else 0
 
     def __call__(self, info: VideoInfo, position: float | np.ndarray = 0.5) -> np.ndarray:
         """(stills + 2 pairs,) int64 indices into a clip; the same position gives the same indices."""

@@ -151,8 +151,8 @@ class Recipe:
 
     def by_concern(self) -> dict[str, str]:
         """The recipe as the notebooks show it: a line for each of its concerns."""
-        return {concern: ", ".join(f"{name} = {getattr(self, name)}" for name in names)
-                for concern, names in CONCERNS.items()}
+        values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in self.to_dict().items()}
+        return {concern: ", ".join(f"{name} = {values[name]}" for name in names) for concern, names in CONCERNS.items()}
 
     def to_dict(self) -> dict:
         """The recipe as plain types, for JSON."""

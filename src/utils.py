@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from config import Recipe
 from files import atomic_path
 
+LINES = 12  # about, that a training prints
 HISTORY = ("train_losses", "train_accs", "val_losses", "val_accs")
 
 
@@ -187,7 +188,7 @@ class Training:
         request: what identifies the training: a saved state of another one is not resumed.
         history: of a training that is over: no epoch is left.
         deterministic: as `seed_everything`.
-        report: told a line per epoch; None tells nothing.
+        report: told a line per epoch, or per few where there are many; None tells nothing.
 
     Attributes:
         history: losses and accuracies, one value per epoch (HISTORY).
@@ -209,7 +210,7 @@ class Training:
     def __iter__(self) -> Iterator[int]:
         if self.finished:
             for epoch in range(1, len(self.history["val_accs"]) + 1):
-                self.report(self._line(epoch))
+                self._tell(epoch)
         else:
             seed_everything(self.seed, self.deterministic)
             self._resume()
@@ -237,15 +238,18 @@ class Training:
                 self.best, self.best_epoch = _copied(self.model.state_dict()), epoch
         if self.last:
             save_torch(self.last, self._state())
-        self.report(self._line(epoch))
+        self._tell(epoch)
 
     def _rank(self, epoch: int) -> tuple[float, float]:
         return self.history["val_accs"][epoch - 1], -self.history["val_losses"][epoch - 1]
 
-    def _line(self, epoch: int) -> str:
+    def _tell(self, epoch: int) -> None:
+        """A line for the first epoch and for each of some LINES that follow at equal distances."""
+        if epoch > 1 and epoch % max(self.epochs // LINES, 1):
+            return
         train_loss, train_acc, val_loss, val_acc = (self.history[name][epoch - 1] for name in HISTORY)
-        return (f"epoch {epoch:2d}/{self.epochs}  train loss {train_loss:.4f} acc {train_acc:.3f}  "
-                f"val loss {val_loss:.4f} acc {val_acc:.3f}")
+        self.report(f"epoch {epoch:2d}/{self.epochs}  train loss {train_loss:.4f} acc {train_acc:.3f}  "
+                    f"val loss {val_loss:.4f} acc {val_acc:.3f}")
 
     def _state(self) -> dict:
         return {"request": self.request, "model": self.model.state_dict(), "best": self.best,

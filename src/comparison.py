@@ -141,11 +141,11 @@ def folds_reading(results: dict[str, dict]) -> str:
     if table.empty:
         return "No model was tested by folds (`FOLDS=0`): there is the single test set only."
     how = next(stats["folds"]["how"] for stats in results.values() if "fold_predictions" in stats)
-    best, most = table.index[0], table.iloc[0]
+    most, top = table.iloc[0], table.index[table["accuracy"] == table["accuracy"].max()]
     alone = next(title for title in table.index if not title.startswith("fusion"))
     said = (f"Protocol: {how}; {most.videos} videos are each predicted once. The highest accuracy, {most.accuracy:.3f} "
-            f"({most['95 % interval']}), is that of {best}")
-    second = "" if best == alone else f"; of the single models, {alone} has the highest, {table.accuracy[alone]:.3f}"
+            f"({most['95 % interval']}), is that of {', '.join(top)}")
+    second = "" if alone in top else f"; of the single models, {alone} has the highest, {table.accuracy[alone]:.3f}"
     return f"{said}{second}."
 
 

@@ -31,7 +31,7 @@ from config import CACHE, get_recipe
 from data_loader import VideoError
 from experiment import plan
 from files import ClassicalFiles, read_json, shown, write_csv
-from folds import fold_sets
+from folds import fold_sets, fold_table
 from models import WeightsError, choose_source
 from videos.library import VideoData, open_asked
 from videos.splits import group_pairs
@@ -83,8 +83,7 @@ def measure(data: VideoData, its_learners: dict[str, Learner], count: int, seed:
         for name, learner in its_learners.items():
             print(f"{name}, {share:.0%} of the training groups:", flush=True)
             table = learner(scratch, share).assign(model=name, share=share)
-            right = (table["label"] == table["predicted"]).groupby(table["fold"])
-            scores = trained_on.join(right.agg(videos="size", accuracy="mean")).rename_axis("fold").reset_index()
+            scores = trained_on.join(fold_table(table)).rename_axis("fold").reset_index()
             sizes.append(scores.assign(model=name, share=share))
             predictions.append(table[COLUMNS])
     first = ["model", "share", "fold", "groups", "clips", "videos", "accuracy"]

@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 import metrics
 from config import DEFAULT_BACKBONE, TITLES
 from files import ClassicalFiles, ModelFiles, ResultFiles, read_json, read_predictions
+from folds import fold_table
 from machine import hardware_line
 
 # What the seed notebook printed: another data set (UCF-101, a random split that shares groups) and another machine.
@@ -124,7 +125,7 @@ def folds_table(results: dict[str, dict]) -> pd.DataFrame:
     rows = {}
     for title, table in fold_predictions(results).items():
         wilson, groups = metrics.accuracy_interval(table), metrics.group_bootstrap(table)
-        by_fold = (table["label"] == table["predicted"]).groupby(table["fold"]).mean()
+        by_fold = fold_table(table)["accuracy"]
         rows[title] = {"videos": len(table), "accuracy": wilson.estimate,
                        "95 % interval": f"{wilson.low:.3f} to {wilson.high:.3f}",
                        "whole groups": f"{groups.low:.3f} to {groups.high:.3f}",

@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Iterable
 from contextlib import redirect_stdout
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -74,8 +75,10 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
     recipe = get_recipe(recipe, experiment.recipe.kind) if isinstance(recipe, str) else recipe
     backbone, source = experiment.model.backbone, experiment.model.source
 
+    compute_activations = cache(partial(_compute_activations, experiment, recipe))  # by the first fold that lacks
+
     def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-        _compute_activations(experiment, recipe)
+        compute_activations()
         with redirect_stdout(io.StringIO()):  # a fold is told in one line
             again = plan(data, recipe, source, experiment.seed, backbone, experiment.device, experiment.cache).build()
             train_ds, val_ds = again.dataset("train", train=True), again.dataset("val")

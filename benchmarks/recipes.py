@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -27,9 +26,10 @@ from data_loader import VideoError
 from evaluation import count_flops, cross_validate, measure_latency
 from experiment import Experiment, plan
 from files import atomic_path, file_hash, read_json, shown, write_json
-from machine import environment, hardware_line
+from machine import commit, environment, hardware_line
 from models import WeightsError, choose_backbone, choose_source, weights_file
 from videos.library import VideoData, open_data
+from videos.splits import clip_file
 
 SEED = 42  # of training; partitions into folds have seeds of their own
 FOLDS = 5
@@ -81,7 +81,7 @@ def variants(kind: str, backbone: str) -> dict[str, Recipe]:
 def clips_hash(data: VideoData) -> str:
     """SHA-256 (hex) of all clips: path, label, group and content."""
     clips = pd.concat([data.table(part) for part in data.splits])
-    rows = [[*row, file_hash(data.root / row[0].lstrip("/"))]
+    rows = [[*row, file_hash(clip_file(data.root, row[0]))]
             for row in clips[["clip_path", "label", "group"]].to_numpy().tolist()]
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
@@ -115,7 +115,7 @@ def compare_recipes(sets: list[VideoData], sources: dict[str, str], partitions: 
         found = _measured(dataclasses.replace(data, results=data.results / identity[:16]), recipe, source, partition,
                           [row["cost"] for row in rows if _same(row, recipe, backbone, data)], cache)
         row = {"data": data.name, "backbone": backbone, "weights": source, "partition": partition,
-               "recipe": recipe.to_dict(), **found, "commit": commit(), "of": identity}
+               "recipe": recipe.to_dict(), **found, "commit": commit(ROOT), "of": identity}
         write_json(target, {"rows": [old for old in rows if not _replaced(old, row)] + [row]})
         write_page(target)
 
@@ -152,16 +152,6 @@ def video_cost(experiment: Experiment) -> dict[str, float]:
     """GFLOP of a test video, all its views, and seconds of one view: decoded, transformed and predicted."""
     views = experiment.recipe.test_clips
     return {"gflop": views * count_flops(experiment), "view_seconds": measure_latency(experiment, 0.5)["total"]}
-
-
-def commit() -> str:
-    """The commit of the code, marked where files differ from it; `unknown` outside a repository."""
-    try:
-        told = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=ROOT,
-                              capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return told.stdout.strip()
 
 
 # ---------------------------------------------------------------- the page

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Recipe
 from machine import cores
-from videos.splits import read_part, scan_clips
+from videos.splits import clip_file, read_part, scan_clips
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own chatter; failures are raised below
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # an unreadable file is told below
@@ -383,11 +383,6 @@ def read_clip_table(csv: str | Path, root: str | Path, class_map: dict[str, int]
         raise FileNotFoundError(f"{csv}: {len(absent)} of {len(table)} clips are not under {root}:\n  {listed}\n"
                                 "fetch them, or make the splits again")
     return table
-
-
-def clip_file(root: str | Path, clip_path: str) -> Path:
-    """The file of a split's `clip_path`, which begins with `/` and is relative to the root."""
-    return Path(root) / clip_path.lstrip("/")
 
 
 class VideoDataset2D(Dataset):

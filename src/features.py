@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from data_loader import ClipTransform, ClipViews, VideoDataset2D, make_loader
 from files import ArrayStore, file_hash, shown
 from machine import computes_bfloat16
 from models import VideoModel, state_hash
+
+FRAMES_AT_ONCE = 5  # whose maps fit the processor's cache: 20 at once take three times as long
 
 
 class Activations(Dataset):
@@ -131,20 +135,45 @@ class FrozenTrunk:
         """`run` on a clip of all the model's streams."""
         return self.model.joined(self.run, clip)
 
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """(V, F, C, H, W) uint8 views to (V, T, ...) float16 activations, a view at a time, which bounds the memory."""
-        activations = []
-        for view in pixels:
-            clip = self.dataset.transform.normalize(view.to(self.device, non_blocking=True))
-            activations.append(self.run(self.dataset.layout(clip)[None])[0].half().cpu())
-        return torch.stack(activations).numpy()
+    @property
+    def by_frames(self) -> bool:
+        """Whether frames are shared out to threads, few at a time: on a CPU, where each is seen by itself."""
+        return self.model.frame_wise and torch.device(self.device).type == "cpu"
 
-    @torch.inference_mode()
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        """(V, F, C, H, W) uint8 views to (V, T, ...) float16 activations; where they are not shared out, a view at a
+        time, which bounds the memory."""
+        views = [self.dataset.layout(self.dataset.transform.normalize(view.to(self.device, non_blocking=True)))[None]
+                 for view in pixels]
+        batches = [torch.cat(views)] if self.by_frames else views
+        return torch.cat([self.run(batch).half().cpu() for batch in batches]).numpy()
+
     def run(self, clip: torch.Tensor) -> torch.Tensor:
         """(B, T, C, H, W) or (B, C, T, H, W) normalised to (B, ...) activations."""
+        trunk = self.trunk  # made before threads ask for it
+        if not self.by_frames:
+            return self._run(trunk, clip)
+        time, b = self.model.time, len(clip)
+        frames = clip.movedim(time, 1).flatten(0, 1)[None]  # (1, B*T, C, H, W)
+        parts = [part.movedim(1, time) for part in frames.split(FRAMES_AT_ONCE, dim=1)]
+        return torch.cat(in_threads(partial(self._run, trunk), parts), dim=1)[0].unflatten(0, (b, -1))
+
+    @torch.inference_mode()
+    def _run(self, trunk: nn.Module, clip: torch.Tensor) -> torch.Tensor:
         half = self.precision == "bfloat16"
         with torch.autocast(torch.device(self.device).type, torch.bfloat16) if half else nullcontext():
-            return self.trunk(clip)
+            return trunk(clip)
+
+
+def in_threads(function: Callable, parts: Sequence) -> list:
+    """`function` of each part, in as many threads as torch has, with one thread of torch's own in each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, parts))
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Deployed:

@@ -17,7 +17,7 @@ import pandas as pd
 from files import ModelFiles, file_hash, read_json, read_predictions, update_json, write_csv
 from metrics import classification_metrics
 from videos.library import VideoData
-from videos.splits import make_folds, split_hash, split_parts, thinned, write_split
+from videos.splits import clip_file, make_folds, split_hash, split_parts, thinned, write_split
 
 PredictFold = Callable[[VideoData, Path], tuple[pd.DataFrame, pd.DataFrame, str]]
 
@@ -63,7 +63,7 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
     """
     sets, how = fold_sets(data, count, seed, cache, share)
     clips = [path for part in data.splits for path in data.table(part)["clip_path"]]
-    content = [file_hash(data.root / path.lstrip("/")) for path in clips]
+    content = [file_hash(clip_file(data.root, path)) for path in clips]
     identity = [asked, data.name, content, [its.split["sha256"] for its in sets], seed]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     if read_json(files.stats).get("folds", {}).get("of") == key and files.folds.is_file():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import platform
+import subprocess
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import joblib
@@ -71,6 +73,16 @@ def hardware_line(env: dict) -> str:
     gpu = f", {env['gpu']}" if env.get("gpu") else ", no GPU"
     return (f"{env['cpu']}, {env['cores']} cores, {env['memory_gib']} GiB{gpu}, {env['system']}, "
             f"Python {env['python']}, torch {env['torch']}")
+
+
+def commit(root: Path) -> str:
+    """The commit of the code in `root`, marked where files differ from it; `unknown` outside a git checkout."""
+    try:
+        told = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=root, capture_output=True,
+                              text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.stdout.strip()
 
 
 def memory_mb() -> dict[str, float]:

@@ -236,6 +236,7 @@ class VideoModel(nn.Module):
     """
 
     time = 1  # dimension of a clip batch
+    frame_wise = True  # whether the trunk sees each frame by itself
 
     def __init__(self, stages: OrderedDict[str, nn.Module], features: int, num_classes: int, trained: str,
                  dropout: float, pooling: str = "avg", standardize: bool = False, stills: int | None = None,
@@ -245,10 +246,8 @@ class VideoModel(nn.Module):
         if trained not in cuts:
             raise ValueError(f"unknown value of trained: {trained!r}; it is one of {', '.join(cuts)}")
         self.stages, self.stills, self.cut = nn.Sequential(stages), stills, cuts[trained]
-        self._features, self._standardize = features, standardize
-        self.pool, self.classifier = _classifier(features, num_classes, dropout, pooling, standardize)
-        if stills:
-            self.still_pool, self.still_classifier = _classifier(features, num_classes, dropout, pooling, standardize)
+        self._features, self._classes, self._standardize = features, num_classes, standardize
+        self.renew(pooling, dropout)
         self.update_frozen_batchnorm = False
         self.trunk.requires_grad_(False)
 
@@ -298,8 +297,8 @@ class VideoModel(nn.Module):
 
     def renew(self, pooling: str, dropout: float) -> None:
         """New layers behind the stages, with initial values drawn from torch's generator."""
-        settings = self._features, self.classifier[1].out_features, dropout, pooling, self._standardize
-        device = self.classifier[1].weight.device
+        settings = self._features, self._classes, dropout, pooling, self._standardize
+        device = next(self.stages.parameters()).device
         self.pool, self.classifier = (part.to(device) for part in _classifier(*settings))
         if self.stills:
             self.still_pool, self.still_classifier = (part.to(device) for part in _classifier(*settings))
@@ -474,7 +473,7 @@ class ResNet3D(VideoModel):
     arguments and errors as `FrameModel`; two streams need a frozen backbone.
     """
 
-    time = 2
+    time, frame_wise = 2, False
 
     def __init__(self, num_classes: int, dropout: float = 0.5, freeze_backbone: bool = True,
                  weights: str | None = "torchvision", trained: str | None = None, grid: str = "1x1",

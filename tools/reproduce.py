@@ -9,7 +9,6 @@ that folder. Run again, it goes on where it was; what is finished is reloaded.
 
 import argparse
 import dataclasses
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from data_loader import VideoError
 from evaluation import cross_validate, evaluate, measure_latency
 from experiment import load_or_train
 from files import atomic_path, shown, write_json
-from machine import environment, hardware_line
+from machine import commit, environment, hardware_line
 from models import WeightsError, build_model, weights_file
 from report import TEXTS
 from videos import ucf101
@@ -214,7 +213,7 @@ def write_page(out: Path, runs: list[Run], epochs: int | None) -> Path:
     sections = [section([run for run in runs if run.split == split]) for split in dict.fromkeys(r.split for r in runs)]
     tested = [run for run in runs if run.fold_predictions is not None]
     by_folds = section(tested, "fold_predictions") if tested else None
-    about = {"commit": commit(), "written": now["date"], "environment": now, "classes": first.data.classes,
+    about = {"commit": commit(ROOT), "written": now["date"], "environment": now, "classes": first.data.classes,
              "seed": SEED, "epochs_at_most": epochs, "weights": {
                  run.stats["facts"]["backbone"]: run.stats["facts"]["pretrained weights"] for run in runs}}
     write_json(out / "reproduce.json", {
@@ -290,15 +289,6 @@ def _beside_random(accuracy: float, random: Run) -> str:
     change = f"{abs(points):.1f} percentage points {'more' if points > 0 else 'fewer'} than" if points else "as many as"
     return (f"No group is shared between its parts; that is {change} under random, where "
             f"{random.data.split['shared_groups']} groups are shared, and of other videos.")
-
-
-def commit() -> str:
-    """The commit of the code, marked where files differ from it; `unknown` outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

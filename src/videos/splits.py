@@ -180,6 +180,11 @@ def read_split(folder: str | Path) -> dict[str, pd.DataFrame]:
     return {name: read_part(path) for name, path in paths.items()}
 
 
+def clip_file(root: str | Path, clip_path: str) -> Path:
+    """The file of a split's `clip_path`, which begins with `/` and is relative to the root."""
+    return Path(root) / clip_path.lstrip("/")
+
+
 def read_part(path: str | Path) -> pd.DataFrame:
     """One CSV of a split: clip_name, clip_path, label, group, all text; missing names and groups come from the paths.
 

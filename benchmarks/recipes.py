@@ -2,7 +2,8 @@
 
     python benchmarks/recipes.py --data DIR [DIR ...] [--partitions 42 43 44] [--kind 2d 3d] [--only NAME ...]
 
-Each variant changes the default in one respect. What is finished is kept, folds in the cache and rows in
+Each variant changes the default in one respect; with both kinds, the defaults are fused with each other and with the
+classical model of Fisher vectors. What is finished is kept, folds in the cache and rows in
 results/benchmarks/recipes.json, so that an interrupted comparison goes on. Writes results/benchmarks/recipes.md, which
 holds no clip and no frame. WEIGHTS is taken from the environment, as by the notebooks.
 """
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -21,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import numpy as np
 import pandas as pd
 
+from classical import classifiers
+from comparison import FISHER, fold_predictions
 from config import CACHE, DEPTHS, RESULTS, ROOT, TITLES, Recipe, get_recipe
 from data_loader import VideoError
 from evaluation import count_flops, cross_validate, measure_latency
 from experiment import Experiment, plan
-from files import atomic_path, file_hash, read_json, shown, write_json
+from files import atomic_path, file_hash, read_json, read_predictions, shown, update_json
 from machine import commit, environment, hardware_line
 from models import WeightsError, choose_backbone, choose_source, weights_file
 from videos.library import VideoData, open_data
@@ -116,8 +120,47 @@ def compare_recipes(sets: list[VideoData], sources: dict[str, str], partitions: 
                           [row["cost"] for row in rows if _same(row, recipe, backbone, data)], cache)
         row = {"data": data.name, "backbone": backbone, "weights": source, "partition": partition,
                "recipe": recipe.to_dict(), **found, "commit": commit(ROOT), "of": identity}
-        write_json(target, {"rows": [old for old in rows if not _replaced(old, row)] + [row]})
+        update_json(target, rows=[old for old in rows if not _replaced(old, row)] + [row])
         write_page(target)
+
+
+def compare_fusions(sets: list[VideoData], sources: dict[str, str], partitions: list[int], target: Path,
+                    cache: Path) -> None:
+    """Fuses the default recipes and the Fisher vectors by the same folds, into the JSON `target` and its page.
+
+    Arguments as `compare_recipes`, whose folds are read where they are there; `sources` has both kinds.
+    """
+    clips = {data.name: clips_hash(data) for data in sets}
+    recipes = {kind: get_recipe("recommended", kind).to_dict() for kind in sources}
+    for partition, data in product(partitions, sets):
+        asked = [recipes, sources, clips[data.name], partition, FOLDS, SEED]
+        identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        rows = read_json(target).get("fusions", [])
+        if any(row["of"] == identity for row in rows):
+            continue
+        print(f"{data.name}, fusion, partition {partition}:", flush=True)
+        its = dataclasses.replace(data, results=data.results / identity[:16])
+        row = {"data": data.name, "partition": partition, "of": identity, "scores": {
+            title: part_scores(table) for title, table in _fused(its, sources, partition, cache).items()}}
+        kept = [old for old in rows if (old["data"], old["partition"]) != (data.name, partition)]
+        update_json(target, fusions=[*kept, row])
+        write_page(target)
+
+
+def _fused(data: VideoData, sources: dict[str, str], partition: int, cache: Path) -> dict[str, pd.DataFrame]:
+    """Title to the predictions of every video, of the models and of their fusions."""
+    models = {}
+    for kind, source in sources.items():
+        recipe = get_recipe("recommended", kind)
+        experiment = plan(data, dataclasses.replace(recipe, modality="rgb+diff"), source, SEED, cache=cache).build()
+        cross_validate(experiment, recipe, FOLDS, partition)
+        models[f"{kind.upper()}-CNN"] = experiment.files
+    fisher = classifiers.ClassicalModel("fisher_svm", data, partition, cache)
+    classifiers.cross_validate(fisher, FOLDS)
+    models[FISHER] = fisher.files
+    return fold_predictions({title: {"fold_predictions": read_predictions(files.folds),
+                                     "fold_validation": read_predictions(files.folds_validation)}
+                             for title, files in models.items()})
 
 
 def _same(row: dict, recipe: Recipe, backbone: str, data: VideoData) -> bool:
@@ -159,12 +202,13 @@ def video_cost(experiment: Experiment) -> dict[str, float]:
 def write_page(target: Path) -> Path:
     """Writes the page of a JSON `target` beside it."""
     with atomic_path(target.with_suffix(".md")) as temporary:
-        temporary.write_text(page(read_json(target)["rows"]), encoding="utf-8")
+        temporary.write_text(page(**read_json(target)), encoding="utf-8")
     return target.with_suffix(".md")
 
 
-def page(rows: list[dict]) -> str:
-    """All rows as a Markdown page: a table per network, a line per recipe, told by how it differs from the default."""
+def page(rows: Sequence[dict] = (), fusions: Sequence[dict] = ()) -> str:
+    """All rows as a Markdown page: a table per network, a line per recipe, told by how it differs from the default; and
+    one of the `fusions`."""
     partitions = sorted({row["partition"] for row in rows})
     names = list(dict.fromkeys(row["data"] for row in rows))
     command = (f"python benchmarks/recipes.py --data {' '.join(f'DIR/{name}' for name in names)} "
@@ -185,15 +229,32 @@ transformed and predicted, warm; for `auto`, of rgb+diff, the most that it may t
 Made by `{command}`; measured on {'; '.join(dict.fromkeys(row['hardware'] for row in rows))}; code at commit
 {', '.join(dict.fromkeys(row['commit'] for row in rows))}. Shared machines: compare seconds only roughly."""
     networks = dict.fromkeys((row["recipe"]["kind"], row["backbone"], row["weights"]) for row in rows)
-    return "\n\n".join([intro, *(_section(rows, *network) for network in sorted(networks))]) + "\n"
+    sections = [_section(rows, *network) for network in sorted(networks)]
+    return "\n\n".join([intro, *sections, *([_fusion_section(fusions)] if fusions else [])]) + "\n"
 
 
-def _section(rows: list[dict], kind: str, backbone: str, weights: str) -> str:
+def _fusion_section(fusions: Sequence[dict]) -> str:
+    scores = {(row["data"], part): its for row in fusions for part, its in next(iter(row["scores"].values())).items()}
+    columns = [key for key in product(dict.fromkeys(row["data"] for row in fusions), PARTS) if key in scores]
+    lines = [[title, *(_spread([row["scores"][title][part]["accuracy"] for row in fusions if row["data"] == data])
+                       for data, part in columns)] for title in fusions[0]["scores"]]
+    return ("## Late fusion of the defaults\n\nLog-probabilities are averaged with weights that are fitted to each "
+            "fold's validation part.\n\n" + _table(["model", *_headings(columns, scores)], lines))
+
+
+def _headings(columns: list[tuple[str, str]], scores: dict[tuple[str, str], dict]) -> list[str]:
+    return [f"{data}, {part} (n = {scores[data, part]['videos']})" for data, part in columns]
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+
+
+def _section(rows: Sequence[dict], kind: str, backbone: str, weights: str) -> str:
     rows = [row for row in rows if (row["backbone"], row["weights"]) == (backbone, weights)]
     default = get_recipe("recommended", kind).resolved(backbone).to_dict()
-    videos = {(row["data"], part): score["videos"] for row in rows for part, score in row["scores"].items()}
-    columns = [(data, part) for data, part in product(dict.fromkeys(row["data"] for row in rows), PARTS)
-               if (data, part) in videos]
+    scores = {(row["data"], part): score for row in rows for part, score in row["scores"].items()}
+    columns = [key for key in product(dict.fromkeys(row["data"] for row in rows), PARTS) if key in scores]
     recipes = {json.dumps(row["recipe"], sort_keys=True): row["recipe"] for row in rows}
     lines = []
     for recipe in sorted(recipes.values(), key=lambda its: len(_changes(its, default))):
@@ -203,11 +264,8 @@ def _section(rows: list[dict], kind: str, backbone: str, weights: str) -> str:
                       *(_spread([row["scores"][part]["accuracy"] for row in its
                                  if row["data"] == data and part in row["scores"]]) for data, part in columns),
                       f"{np.median(costs[0]):.1f}", f"{np.median(costs[1]):.2f}"])
-    header = ["changed", *(f"{data}, {part} (n = {videos[data, part]})" for data, part in columns), "GFLOP per video",
-              "s per view"]
-    body = [header, ["---"] * len(header), *lines]
     return (f"## {kind.upper()}-CNN: {TITLES[backbone]}, weights {weights}\n\n"
-            + "\n".join(f"| {' | '.join(line)} |" for line in body))
+            + _table(["changed", *_headings(columns, scores), "GFLOP per video", "s per view"], lines))
 
 
 def _changes(recipe: dict, default: dict) -> list[str]:
@@ -236,6 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
         sets = [open_data(folder, results=CACHE / "recipes") for folder in asked.data]
         sources = {kind: choose_source(kind, os.environ.get("WEIGHTS") or "auto") for kind in asked.kind}
         compare_recipes(sets, sources, asked.partitions, asked.only, target, CACHE)
+        if len(sources) > 1 and (asked.only is None or "default" in asked.only):
+            compare_fusions(sets, sources, asked.partitions, target, CACHE)
     except (OSError, ValueError, WeightsError, VideoError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"\nwritten: {shown(write_page(target))}")

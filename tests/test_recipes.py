@@ -69,6 +69,24 @@ def test_finished_rows_are_kept_until_the_clips_change(tiny_recipes, tiny_datase
             compare()
 
 
+def test_defaults_are_fused_by_the_same_folds_once(tiny_recipes, tiny_dataset, tmp_path, monkeypatch):
+    target, sources = tmp_path / "page" / "recipes.json", {"2d": "packaged", "3d": "packaged"}
+    monkeypatch.setattr(recipes, "FOLDS", 2)
+    data = open_data(str(tiny_dataset), results=tmp_path / "cache" / "recipes")
+    recipes.compare_fusions([data], sources, [42, 43], target, tmp_path / "cache")
+    rows = json.loads(target.read_text(encoding="utf-8"))["fusions"]
+    assert [row["partition"] for row in rows] == [42, 43]
+    assert all(score["all"]["videos"] == 36 for row in rows for score in row["scores"].values())
+    page = target.with_suffix(".md").read_text(encoding="utf-8")
+    for title in ("2D-CNN", recipes.FISHER, f"fusion: 2D-CNN + 3D-CNN + {recipes.FISHER}"):
+        values = [row["scores"][title]["all"]["accuracy"] for row in rows]
+        assert f"| {title} | {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} (2) |" in page
+
+    monkeypatch.setattr(recipes, "cross_validate", refuse)
+    recipes.compare_fusions([data], sources, [42, 43], target, tmp_path / "cache")
+    assert json.loads(target.read_text(encoding="utf-8"))["fusions"] == rows
+
+
 def row_of(data: str, partition: int, accuracy: float, recipe: dict) -> dict:
     scores = {"all": {"accuracy": accuracy, "videos": 120}}
     if data == "hard":
@@ -84,7 +102,7 @@ def test_the_page_has_a_line_per_recipe_with_the_spread_over_partitions():
     other = dataclasses.replace(default, gap=1 / 30)
     rows = [row_of("easy", 42, 0.9, default.to_dict()), row_of("hard", 42, 0.6, other.to_dict()),
             row_of("hard", 42, 0.7, default.to_dict()), row_of("hard", 43, 0.8, default.to_dict())]
-    page = recipes.page(json.loads(json.dumps(rows)))
+    page = recipes.page(rows=json.loads(json.dumps(rows)))
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
     assert lines[0] == ["changed", "easy, all (n = 120)", "hard, g01-g10 (n = 60)", "hard, g11-g20 (n = 60)",
                         "hard, all (n = 120)", "GFLOP per video", "s per view"]

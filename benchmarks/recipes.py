@@ -55,7 +55,8 @@ COMMON = {
     "gap=1/30": {"gap": 1 / 30},
     "gap=2/15": {"gap": 2 / 15},
     "standardize=off": {"standardize": False},
-    "trained=stage": {"trained": "stage", "epochs": 10, "patience": 4},  # an epoch costs many times one of the head
+    # an epoch costs many times one of the head, and what is pretrained should not decay
+    "trained=stage": {"trained": "stage", "epochs": 10, "patience": 4, "weight_decay": 5e-2},
 }
 VARIANTS = {
     "2d": {**COMMON,
@@ -66,10 +67,15 @@ VARIANTS = {
            "sampling=time": {"sampling": "time", "frame_rate": 10.0},
            "train_views=1": {"train_views": 1},
            "test_clips=1": {"test_clips": 1},
-           "patience=10": {"patience": 10},
-           "lr=1e-4": {"lr": 1e-4},
-           "lr=1e-3": {"lr": 1e-3}},
-    "3d": {**COMMON, "num_frames=24": {"num_frames": 24}, "sampling=segments": {"sampling": "segments"}},
+           "monitor=accuracy": {"monitor": "accuracy"},
+           "weight_decay=0.05": {"weight_decay": 5e-2},
+           "batch_size=16": {"batch_size": 16, "lr": 3e-4},
+           "lr=2e-4": {"lr": 2e-4},
+           "lr=2e-3": {"lr": 2e-3}},
+    "3d": {**COMMON,
+           "num_frames=24": {"num_frames": 24},
+           "sampling=segments": {"sampling": "segments"},
+           "weight_decay=0.05": {"weight_decay": 5e-2}},
 }
 
 

@@ -46,7 +46,7 @@ DEFAULT_BACKBONE = {"2d": "resnet18", "3d": "resnet3d"}
 PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
 
 # Learning rates and epochs that go with what is trained: new layers alone bear, and need, a higher rate.
-RATES = {"all": 1e-4, "stage": 5e-4, "head": 3e-4}
+RATES = {"all": 1e-4, "stage": 5e-4, "head": 6e-4}
 # Weight of the RGB stream beside the differences', which tell more where motion decides.
 RGB_WEIGHT = 0.5
 # The last stage that is used of a network, where that is not its last one: what follows is tuned to ImageNet's classes.
@@ -60,7 +60,7 @@ CONCERNS = {
     "transforms": ("preprocessing", "framing", "size", "augmentation"),
     "network": ("trained", "depth", "grid", "pooling", "standardize", "dropout", "frozen_batchnorm"),
     "optimisation": ("optimizer", "lr", "weight_decay", "schedule", "batch_size", "label_smoothing", "epochs",
-                     "patience"),
+                     "patience", "monitor"),
     "frozen part": ("cache", "precision"),
 }
 
@@ -96,6 +96,8 @@ class Recipe:
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
     lr: None takes what goes with what is trained (RATES).
     epochs: at most; early stopping ends a training of the recommended recipe.
+    monitor: the epoch that is kept has the lowest validation `loss`, or the highest validation `accuracy` (the seed's,
+        coarse where the validation part is small).
     test_clips: clips per video whose probabilities are averaged in the test.
     """
 
@@ -128,7 +130,8 @@ class Recipe:
     schedule: str = "cosine"
     epochs: int = 60
     patience: int = 20
-    batch_size: int = 16
+    monitor: str = "loss"
+    batch_size: int = 32
     test_clips: int = 3
 
     def resolved(self, backbone: str) -> Recipe:
@@ -162,10 +165,10 @@ class Recipe:
 _SEED = {
     "name": "seed", "sampling": "window", "preprocessing": "seed", "augmentation": "frame", "cache": "none",
     "train_views": 1, "frozen_batchnorm": "update", "label_smoothing": 0.9, "optimizer": "adam", "lr": 1e-4,
-    "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "test_clips": 1, "depth": "full",
+    "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "monitor": "accuracy", "test_clips": 1, "depth": "full",
 }
 _RECOMMENDED = {"modality": "auto", "framing": "whole", "size": 160, "grid": "2x3", "pooling": "stats",
-                "standardize": True, "train_views": 3}
+                "standardize": True, "weight_decay": 2.0, "train_views": 3}
 
 RECIPES = {
     ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, stills=8, sampling="segments", **_RECOMMENDED),

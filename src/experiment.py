@@ -206,7 +206,7 @@ class Experiment:
         settings = {"seed": self.seed, "last": self.files.last, **settings}
         training = Training(trained, optimizer, scheduler, stopping, self.recipe.epochs,
                             request=json.dumps(self.request, sort_keys=True), deterministic=self.deterministic,
-                            history=self.history if self.reloaded else None, **settings)
+                            history=self.history if self.reloaded else None, monitor=self.recipe.monitor, **settings)
         training.feature_seconds = self.feature_seconds
         return training
 
@@ -261,7 +261,7 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
     if not reasons:
         stats = read_json(files.stats)
         print(f"reloading {files.checkpoint.name}: trained {len(stats['train_losses'])} epochs in "
-              f"{stats['train_time']:.0f} s, best validation accuracy {stats['best_val_acc']:.3f}")
+              f"{stats['train_time']:.0f} s, kept: epoch {stats['best_epoch']}")
         files = ResultFiles(files.root, files.kind, saved["backbone"])
         as_saved = dataclasses.replace(as_saved, modality=saved["modality"])
         return Experiment(data, as_saved, None, files, accelerator(device), saved["seed"], cache, saved["weights"],
@@ -334,8 +334,8 @@ def _with_modality(planned: Experiment) -> Experiment:
         seconds += time.perf_counter() - started
     scores = modality_scores(streams, clips.data, planned.data.split["groups_named"], planned.seed)
     chosen = scores.index[0]
-    print(f"modality {chosen}: inner folds of the training part give "
-          + ", ".join(f"{name} {row.accuracy:.3f}" for name, row in scores.iterrows()))
+    print(f"modality {chosen}: log loss (accuracy) by inner folds of the training part is "
+          + ", ".join(f"{name} {row.log_loss:.3f} ({row.accuracy:.3f})" for name, row in scores.iterrows()))
     return dataclasses.replace(planned, recipe=dataclasses.replace(planned.recipe, modality=chosen),
                                feature_seconds=seconds)
 

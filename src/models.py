@@ -159,7 +159,9 @@ class TemporalPool(nn.Module):
             return x.mean(dim=1) + self.up(mixed.mean(dim=2))  # `up` is linear: once per clip, not once per frame
         if self.pooling == "stats":
             thirds = F.adaptive_avg_pool1d(x.transpose(1, 2), 3).flatten(1)  # (B, 3 F)
-            return torch.cat([x.mean(dim=1), x.std(dim=1, correction=0), thirds], dim=1)
+            mean = x.mean(dim=1)
+            deviation = torch.linalg.vector_norm(x - mean[:, None], dim=1) / x.shape[1] ** 0.5  # sooner than x.std()
+            return torch.cat([mean, deviation, thirds], dim=1)
         return x.mean(dim=1)
 
 

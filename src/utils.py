@@ -175,7 +175,7 @@ class Training:
 
     The state is saved after each epoch; an interrupted training of the same request goes on after its last whole epoch,
     and ends with the weights and history of an uninterrupted one. At the end the model has the weights of its best
-    epoch: that of the highest validation accuracy and, among equals, the lowest validation loss.
+    epoch, as `monitor` says.
 
     Args:
         model: what is trained, on its device.
@@ -188,6 +188,8 @@ class Training:
         request: what identifies the training: a saved state of another one is not resumed.
         history: of a training that is over: no epoch is left.
         deterministic: as `seed_everything`.
+        monitor: what the best epoch has: the lowest validation `loss`, or the highest validation `accuracy` and, among
+            equals, the lowest loss.
         report: told a line per epoch, or per few where there are many; None tells nothing.
 
     Attributes:
@@ -199,10 +201,11 @@ class Training:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler,
                  stopping: EarlyStopping | None, epochs: int, *, seed: int = 0, last: Path | None = None,
                  request: str = "", history: dict[str, list[float]] | None = None, deterministic: bool = True,
-                 report: Callable[[str], None] | None = print):
+                 monitor: str = "loss", report: Callable[[str], None] | None = print):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.stopping, self.epochs = stopping, epochs
         self.seed, self.last, self.request, self.deterministic = seed, last, request, deterministic
+        self.monitor = monitor
         self.report = report or (lambda line: None)
         self.finished, self.history = history is not None, history or {name: [] for name in HISTORY}
         self.best, self.best_epoch, self.seconds, self.feature_seconds = {}, 0, 0.0, 0.0
@@ -240,8 +243,9 @@ class Training:
             save_torch(self.last, self._state())
         self._tell(epoch)
 
-    def _rank(self, epoch: int) -> tuple[float, float]:
-        return self.history["val_accs"][epoch - 1], -self.history["val_losses"][epoch - 1]
+    def _rank(self, epoch: int) -> tuple[float, ...]:
+        accuracy, loss = self.history["val_accs"][epoch - 1], self.history["val_losses"][epoch - 1]
+        return (-loss,) if self.monitor == "loss" else (accuracy, -loss)
 
     def _tell(self, epoch: int) -> None:
         """A line for the first epoch and for each of some LINES that follow at equal distances."""

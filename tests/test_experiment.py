@@ -144,7 +144,7 @@ def test_what_differs_is_not_reloaded(data, tiny_dataset, cache, capsys):
     first = train(data, cache, epochs=1)
     kept = first.files.checkpoint.read_bytes()
     assert not train(data, cache, epochs=1, lr=1e-3).reloaded
-    assert "recipe.lr is 0.001, was 0.0003" in capsys.readouterr().out
+    assert "recipe.lr is 0.001, was 0.0006" in capsys.readouterr().out
     previous = list((data.results / "previous").glob("*/best_3d-cnn.pth"))
     assert [p.read_bytes() for p in previous] == [kept]
     two = open_data(str(tiny_dataset), classes=["Punch", "PushUps"], results=data.results.parent)

@@ -145,11 +145,15 @@ def test_another_or_a_broken_state_is_not_resumed(tmp_path, capsys):
     assert "can't be read" in capsys.readouterr().out
 
 
-def test_the_best_epoch_is_kept_and_without_early_stopping_the_last():
-    best, last = run(training(patience=2)), run(training(patience=None))
+@pytest.mark.parametrize("monitor", ["loss", "accuracy"])
+def test_the_best_epoch_is_kept_and_without_early_stopping_the_last(monitor):
+    best, last = run(training(patience=2, monitor=monitor)), run(training(patience=None))
     accuracies, losses = best.history["val_accs"], best.history["val_losses"]
-    assert best.best_epoch == 1 + max(range(len(losses)), key=lambda i: (accuracies[i], -losses[i]))
-    assert eval_one_epoch(best.model, loader(8), CRITERION, "cpu") == (losses[best.best_epoch - 1], max(accuracies))
+    ranks = [-loss if monitor == "loss" else (accuracy, -loss)
+             for accuracy, loss in zip(accuracies, losses, strict=True)]
+    assert best.best_epoch == 1 + ranks.index(max(ranks))
+    kept = losses[best.best_epoch - 1], accuracies[best.best_epoch - 1]
+    assert eval_one_epoch(best.model, loader(8), CRITERION, "cpu") == kept
     assert len(last.history["val_losses"]) == 6
     assert eval_one_epoch(last.model, loader(8), CRITERION, "cpu")[0] == last.history["val_losses"][-1]
 

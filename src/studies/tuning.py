@@ -104,7 +104,7 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
 
 def search_space(kind: str, cuts: tuple[str, ...] = ("head",)) -> dict[str, BaseDistribution]:
     """The values that are searched, by recipe field."""
-    space = {"lr": FloatDistribution(3e-5, 1e-2, log=True), "weight_decay": FloatDistribution(1e-5, 1e-1, log=True),
+    space = {"lr": FloatDistribution(3e-5, 1e-2, log=True), "weight_decay": FloatDistribution(1e-4, 1e1, log=True),
              "label_smoothing": FloatDistribution(0.0, 0.9), "dropout": FloatDistribution(0.0, 0.8),
              "schedule": CategoricalDistribution(("cosine", "step")), "epochs": IntDistribution(*EPOCHS[cuts[-1]])}
     if kind == "2d":

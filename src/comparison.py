@@ -116,6 +116,16 @@ def fusion(results: dict[str, dict], titles: Sequence[str]) -> tuple[pd.DataFram
     return pd.concat(fused, ignore_index=True), table
 
 
+def fusion_table(results: dict[str, dict]) -> pd.DataFrame:
+    """One row per fusion, one column per model: its weight, the mean and, in brackets, least to greatest of the folds."""
+    titles = [its for its in FUSIONS if all("fold_predictions" in results.get(title, {}) for title in its)]
+    rows = {}
+    for its in titles:
+        weights = fusion(results, its)[1].agg(["mean", "min", "max"])
+        rows[" + ".join(its)] = {title: "{:.2f} ({:.2f} to {:.2f})".format(*weights[title]) for title in its}
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("fusion")
+
+
 def folds_table(results: dict[str, dict]) -> pd.DataFrame:
     """One row per model and fusion, the best first: every video once, predicted by a model that never saw its group.
 

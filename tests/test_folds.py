@@ -433,6 +433,15 @@ def test_each_fold_has_weights_of_its_own_validation_part(results):
     assert not np.allclose(weights.loc[1], again.loc[1])
 
 
+def test_the_table_of_fusions_has_the_weights_of_the_models_that_are_there(results):
+    _, weights = comparison.fusion(results, ("2D-CNN", "3D-CNN"))
+    table = comparison.fusion_table(results)
+    assert list(table.columns)[:2] == ["2D-CNN", "3D-CNN"] and "2D-CNN + 3D-CNN" in table.index
+    its = weights["3D-CNN"]
+    assert table.loc["2D-CNN + 3D-CNN", "3D-CNN"] == f"{its.mean():.2f} ({its.min():.2f} to {its.max():.2f})"
+    assert comparison.fusion_table({"2D-CNN": results["2D-CNN"]}).empty
+
+
 def test_the_temperature_sees_nothing_of_the_test_groups(results):
     def fitted(its):
         tables = {title: {"predictions": kept["fold_predictions"], "validation": kept["fold_validation"]}

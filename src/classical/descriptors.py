@@ -241,7 +241,7 @@ class FisherVectors(TransformerMixin, BaseEstimator):
         sample = np.concatenate([local_descriptors(row)[rng.permutation(LOCAL_POOL)[:self.per_clip]] for row in X])
         self.pca_ = PCA(self.components, whiten=True, random_state=self.random_state).fit(sample[:, 3:])
         self.gmm_ = learn_gmm(self._project(sample), n_modes=self.modes, gm_args={
-            "covariance_type": "diag", "random_state": self.random_state, "reg_covar": 1e-3})
+            "covariance_type": "diag", "random_state": self.random_state, "reg_covar": 1e-3, "max_iter": 500})
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:

@@ -67,6 +67,7 @@ VARIANTS = {
            "sampling=time": {"sampling": "time", "frame_rate": 10.0},
            "train_views=1": {"train_views": 1},
            "test_clips=1": {"test_clips": 1},
+           "tolerance=0": {"tolerance": 0.0},
            "monitor=accuracy": {"monitor": "accuracy"},
            "weight_decay=0.05": {"weight_decay": 5e-2},
            "batch_size=16": {"batch_size": 16, "lr": 3e-4},
@@ -75,6 +76,7 @@ VARIANTS = {
     "3d": {**COMMON,
            "num_frames=24": {"num_frames": 24},
            "sampling=segments": {"sampling": "segments"},
+           "tolerance=0": {"tolerance": 0.0},
            "weight_decay=0.05": {"weight_decay": 5e-2}},
 }
 

@@ -117,7 +117,7 @@ def fusion(results: dict[str, dict], titles: Sequence[str]) -> tuple[pd.DataFram
 
 
 def fusion_table(results: dict[str, dict]) -> pd.DataFrame:
-    """One row per fusion, one column per model: its weight, the mean and, in brackets, least to greatest of the folds."""
+    """One row per fusion, one column per model: its weight, mean and range of the folds."""
     titles = [its for its in FUSIONS if all("fold_predictions" in results.get(title, {}) for title in its)]
     rows = {}
     for its in titles:

@@ -60,7 +60,7 @@ CONCERNS = {
     "transforms": ("preprocessing", "framing", "size", "augmentation"),
     "network": ("trained", "depth", "grid", "pooling", "standardize", "dropout", "frozen_batchnorm"),
     "optimisation": ("optimizer", "lr", "weight_decay", "schedule", "batch_size", "label_smoothing", "epochs",
-                     "patience", "monitor"),
+                     "patience", "tolerance", "monitor"),
     "frozen part": ("cache", "precision"),
 }
 
@@ -96,8 +96,9 @@ class Recipe:
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
     lr: None takes what goes with what is trained (RATES).
     epochs: at most; early stopping ends a training of the recommended recipe.
-    monitor: the epoch that is kept has the lowest validation `loss`, or the highest validation `accuracy` (the seed's,
-        coarse where the validation part is small).
+    patience, tolerance: as `utils.EarlyStopping`.
+    monitor: whether the epoch that is kept is told by the validation `loss` or by the validation `accuracy`, the
+        seed's way, which is coarse where there are few validation clips (see `utils.Training`).
     test_clips: clips per video whose probabilities are averaged in the test.
     """
 
@@ -129,7 +130,8 @@ class Recipe:
     weight_decay: float = 5e-2
     schedule: str = "cosine"
     epochs: int = 60
-    patience: int = 20
+    patience: int = 15
+    tolerance: float = 0.03
     monitor: str = "loss"
     batch_size: int = 32
     test_clips: int = 3
@@ -165,7 +167,8 @@ class Recipe:
 _SEED = {
     "name": "seed", "sampling": "window", "preprocessing": "seed", "augmentation": "frame", "cache": "none",
     "train_views": 1, "frozen_batchnorm": "update", "label_smoothing": 0.9, "optimizer": "adam", "lr": 1e-4,
-    "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "monitor": "accuracy", "test_clips": 1, "depth": "full",
+    "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "tolerance": 0.0, "monitor": "accuracy",
+    "test_clips": 1, "depth": "full",
 }
 _RECOMMENDED = {"modality": "auto", "framing": "whole", "size": 160, "grid": "2x3", "pooling": "stats",
                 "standardize": True, "weight_decay": 2.0, "train_views": 3}

@@ -193,7 +193,8 @@ class Experiment:
         trained = self.trained_part()
         optimizer = make_optimizer(self.recipe, trained)
         scheduler = make_scheduler(self.recipe, optimizer, samples)
-        return self.resumable(trained, optimizer, scheduler, EarlyStopping(self.recipe.patience), **settings)
+        stopping = EarlyStopping(self.recipe.patience, self.recipe.tolerance)
+        return self.resumable(trained, optimizer, scheduler, stopping, **settings)
 
     def resumable(self, trained: nn.Module, optimizer: torch.optim.Optimizer, scheduler, stopping: EarlyStopping,
                   **settings) -> Training:

@@ -127,27 +127,26 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, samples: in
 
 
 class EarlyStopping:
-    """Says stop once the validation loss has not improved for `patience` epochs in a row.
+    """Says stop once the validation loss has been worse than its lowest for `patience` epochs in a row.
 
     Args:
-        patience: epochs without improvement to tolerate.
-        min_delta: an improvement is a loss lower by more than this.
+        patience: worse epochs to tolerate.
+        tolerance: a loss that is higher than the lowest by less than this share of it is no worse.
 
     Attributes:
         stop: whether to stop.
         best: lowest loss so far.
+        waited: epochs since the last one that was no worse.
     """
 
-    def __init__(self, patience: int = 3, min_delta: float = 0.0):
-        self.patience, self.min_delta = patience, min_delta
+    def __init__(self, patience: int = 3, tolerance: float = 0.0):
+        self.patience, self.tolerance = patience, tolerance
         self.best, self.waited, self.stop = math.inf, 0, False
 
     def __call__(self, val_loss: float) -> bool:
         """Takes an epoch's validation loss; returns `stop`."""
-        if val_loss < self.best - self.min_delta:
-            self.best, self.waited = val_loss, 0
-        else:
-            self.waited += 1
+        self.waited = 0 if val_loss < self.best * (1 + self.tolerance) else self.waited + 1
+        self.best = min(self.best, val_loss)
         self.stop = self.waited >= self.patience
         return self.stop
 
@@ -160,7 +159,7 @@ class EarlyStopping:
         self.best, self.waited, self.stop = state["best"], state["waited"], state["stop"]
 
     def __repr__(self) -> str:
-        return f"EarlyStopping(patience={self.patience}, min_delta={self.min_delta:g})"
+        return f"EarlyStopping(patience={self.patience}, tolerance={self.tolerance:g})"
 
 
 # ---------------------------------------------------------------- the loop over epochs
@@ -188,8 +187,8 @@ class Training:
         request: what identifies the training: a saved state of another one is not resumed.
         history: of a training that is over: no epoch is left.
         deterministic: as `seed_everything`.
-        monitor: what the best epoch has: the lowest validation `loss`, or the highest validation `accuracy` and, among
-            equals, the lowest loss.
+        monitor: the best epoch is the last one whose validation `loss` was no worse than the lowest, as `stopping`
+            judges, or the one of the highest validation `accuracy` and, among equals, the lowest loss.
         report: told a line per epoch, or per few where there are many; None tells nothing.
 
     Attributes:
@@ -220,7 +219,7 @@ class Training:
             yield from self._epochs_left()
             self.finished = True
         if len(self.history["val_accs"]) < self.epochs:
-            self.report(f"early stopping: no better validation loss for {self.stopping.patience} epochs")
+            self.report(f"early stopping: worse validation losses for {self.stopping.patience} epochs")
 
     def _epochs_left(self) -> Iterator[int]:
         while len(self.history["val_accs"]) < self.epochs and not (self.stopping and self.stopping.stop):
@@ -237,15 +236,17 @@ class Training:
         epoch = len(self.history["val_accs"])
         if self.stopping:
             self.stopping(val_loss)
-            if not self.best or self._rank(epoch) > self._rank(self.best_epoch):
+            if self._is_best(epoch):
                 self.best, self.best_epoch = _copied(self.model.state_dict()), epoch
         if self.last:
             save_torch(self.last, self._state())
         self._tell(epoch)
 
-    def _rank(self, epoch: int) -> tuple[float, ...]:
-        accuracy, loss = self.history["val_accs"][epoch - 1], self.history["val_losses"][epoch - 1]
-        return (-loss,) if self.monitor == "loss" else (accuracy, -loss)
+    def _is_best(self, epoch: int) -> bool:
+        if self.monitor == "loss":
+            return self.stopping.waited == 0
+        ranks = list(zip(self.history["val_accs"], np.negative(self.history["val_losses"]), strict=True))
+        return ranks.index(max(ranks)) == epoch - 1
 
     def _tell(self, epoch: int) -> None:
         """A line for the first epoch and for each of some LINES that follow at equal distances."""

@@ -118,7 +118,8 @@ def test_the_page_trains_the_very_model(data, tmp_path, cache, capsys):
         loaders = None if experiment.reloaded else (experiment.loader(train_ds), experiment.loader(val_ds))
         optimizer = utils.make_optimizer(recipe, trained)
         scheduler = utils.make_scheduler(recipe, optimizer, len(train_ds))
-        training = experiment.resumable(trained, optimizer, scheduler, utils.EarlyStopping(recipe.patience))
+        stopping = utils.EarlyStopping(recipe.patience, recipe.tolerance)
+        training = experiment.resumable(trained, optimizer, scheduler, stopping)
         capsys.readouterr()
         for _ in training:
             results = utils.train_one_epoch(trained, loaders[0], optimizer, criterion, "cpu", scheduler)

@@ -61,6 +61,9 @@ def test_early_stopping():
     stopping = EarlyStopping(patience=2)
     assert [stopping(loss) for loss in (1.0, 0.8, 0.9, 0.7, 0.7, 0.71)] == [False] * 5 + [True]
     assert stopping.stop and stopping.best == 0.7
+    patient = EarlyStopping(patience=2, tolerance=0.1)
+    assert [patient(loss) for loss in (1.0, 1.09, 1.2, 1.05, 0.5, 0.56, 0.54, 0.6)] == [False] * 8
+    assert patient.waited == 1 and patient.best == 0.5 and patient(0.7)
     again = EarlyStopping(patience=2)
     again.load_state_dict(json.loads(json.dumps(stopping.state_dict())))
     assert again.stop and again.best == 0.7
@@ -94,13 +97,13 @@ def test_unknown_names_are_told(name):
 
 # ---------------------------------------------------------------- the loop
 
-def training(last=None, epochs=6, patience=3, **settings):
+def training(last=None, epochs=6, patience=3, tolerance=0.0, **settings):
     seed_everything(0)
     model = nn.Sequential(nn.Dropout(0.3), nn.Linear(6, 3))
     recipe = get_recipe("recommended", "2d", trained="head", lr=0.05, epochs=epochs, batch_size=4)
     optimizer = make_optimizer(recipe, model)
     scheduler = make_scheduler(recipe, optimizer, samples=10)
-    stopping = EarlyStopping(patience) if patience else None
+    stopping = EarlyStopping(patience, tolerance) if patience else None
     return Training(model, optimizer, scheduler, stopping, epochs, seed=1, last=last, **settings)
 
 
@@ -152,6 +155,10 @@ def test_the_best_epoch_is_kept_and_without_early_stopping_the_last(monitor):
     ranks = [-loss if monitor == "loss" else (accuracy, -loss)
              for accuracy, loss in zip(accuracies, losses, strict=True)]
     assert best.best_epoch == 1 + ranks.index(max(ranks))
+    tolerant = run(training(patience=2, tolerance=0.5))
+    fine = [epoch for epoch, loss in enumerate(tolerant.history["val_losses"], 1)
+            if loss < 1.5 * min(tolerant.history["val_losses"])]
+    assert tolerant.best_epoch == fine[-1]
     kept = losses[best.best_epoch - 1], accuracies[best.best_epoch - 1]
     assert eval_one_epoch(best.model, loader(8), CRITERION, "cpu") == kept
     assert len(last.history["val_losses"]) == 6

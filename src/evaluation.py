@@ -23,7 +23,7 @@ from files import file_hash, save_array, update_json
 from machine import computes_bfloat16, memory_mb
 from metrics import classification_metrics, negative_log_likelihood
 from models import weights_file
-from utils import fit
+from utils import Training, fit
 from videos.library import VideoData
 
 # ---------------------------------------------------------------- scores
@@ -65,6 +65,9 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
                    partition: int | None = None, share: float = 1.0) -> pd.DataFrame:
     """The recipe trained and tested by folds of whole groups (see `folds.cross_validate`, also for what is returned).
 
+    As with the classical models, what is tested is fitted to training and validation part, once the validation part has
+    told for how many epochs; its own predictions are of the model that was trained without it.
+
     Args:
         experiment: of the recipe; gives data, weights, backbone, seed and device.
         recipe: as it was asked for: what it leaves open, such as the modality, is chosen in each fold.
@@ -80,23 +83,32 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
     def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         compute_activations()
         with redirect_stdout(io.StringIO()):  # a fold is told in one line
-            again = plan(data, recipe, source, experiment.seed, backbone, experiment.device, experiment.cache).build()
-            train_ds, val_ds = again.dataset("train", train=True), again.dataset("val")
-            loaders = again.loader(train_ds), again.loader(val_ds)
-            training = again.training(len(train_ds), last=folder / "last.pth", report=None)
-            with threadpool_limits(1 if recipe.trained == "head" else None):  # too small to be shared out
-                fit(training, *loaders, again.criterion(), again.device)
-            test, validation = predict(again), predict(again, "val")
-        training.last.unlink(missing_ok=True)
-        words = f"{again.recipe.modality}, best of {len(training.history['val_accs'])} epochs {training.best_epoch}, "
-        return test, validation, f"{words}{training.seconds:.0f} s"
+            first = plan(data, recipe, source, experiment.seed, backbone, experiment.device, experiment.cache).build()
+            chosen = _train(first, ["train"], folder / "last.pth")
+            validation = predict(first, "val")
+            again = untrained(data, first.recipe, source, experiment.seed, backbone, first.device, first.cache)
+            refit = _train(again, ["train", "val"], folder / "refit.pth", chosen.best_epoch)
+            test = predict(again)
+        for training in (chosen, refit):
+            training.last.unlink(missing_ok=True)
+        words = f"{again.recipe.modality}, epoch {chosen.best_epoch} of {len(chosen.history['val_accs'])}"
+        return test, validation, f"{words}, {chosen.seconds + refit.seconds:.0f} s"
 
     weights = file_hash(weights_file(backbone)) if source != "none" else ""
     asked = {"recipe": recipe.resolved(backbone).to_dict(), "backbone": backbone, "weights": weights,
-             "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed}
+             "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed, "fitted": "train+val"}
     partition = experiment.seed if partition is None else partition
     return folds.cross_validate(experiment.data, experiment.files, asked, predict_fold, count, partition,
                                 experiment.cache, share)
+
+
+def _train(experiment: Experiment, parts: list[str], last: Path, until: int | None = None) -> Training:
+    """Trains on these parts of a fold, to the epoch `until` or to early stopping on its validation part."""
+    clips = [experiment.dataset(part, train=True) for part in parts]
+    loaders = experiment.loader(*clips), experiment.loader(experiment.dataset("val"))
+    training = experiment.training(sum(map(len, clips)), until, last=last, report=None)
+    with threadpool_limits(1 if experiment.recipe.trained == "head" else None):  # too small to be shared out
+        return fit(training, *loaders, experiment.criterion(), experiment.device)
 
 
 def _compute_activations(experiment: Experiment, recipe: Recipe) -> None:

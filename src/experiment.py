@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, TITLES, Recipe, get_recipe
 from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, recipe_transform
@@ -112,17 +112,19 @@ class Experiment:
         transform = recipe_transform(recipe, self.model.preprocessing, train)
         return kind(csv, self.data.root, self.data.class_map, transform=transform, train=train, **recipe.frames())
 
-    def loader(self, dataset: VideoDataset2D) -> DataLoader:
+    def loader(self, *datasets: VideoDataset2D) -> DataLoader:
         """Batches of one view per clip, for `trained_part`: drawn and shuffled for training, else the centre.
 
-        Where the recipe keeps the frozen trunk's activations, what is missing of them is computed first, once.
+        Several data sets are joined. Where the recipe keeps the frozen trunk's activations, what is missing of them is
+        computed first, once.
         """
         started = time.perf_counter()
-        train = dataset.train
+        train = datasets[0].train
         if self.keeps_activations:
-            dataset = self.activations(dataset, "random" if train else self.recipe.test_clips // 2)
+            view = "random" if train else self.recipe.test_clips // 2
+            datasets = [self.activations(its, view) for its in datasets]
             self.feature_seconds += time.perf_counter() - started
-        return self._batches(dataset, shuffle=train)
+        return self._batches(ConcatDataset(datasets), shuffle=train)
 
     def test_loader(self, dataset: VideoDataset2D) -> DataLoader:
         """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
@@ -188,26 +190,29 @@ class Experiment:
         """Cross-entropy with the recipe's label smoothing."""
         return nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
 
-    def training(self, samples: int, **settings) -> Training:
-        """The training that the recipe asks for, of `samples` clips per epoch; `settings` as `resumable`."""
+    def training(self, samples: int, until: int | None = None, **settings) -> Training:
+        """The training that the recipe asks for, of `samples` clips per epoch; `settings` as `resumable`.
+
+        `until` is the epoch that it ends with, whose weights are kept; None leaves that to early stopping.
+        """
         trained = self.trained_part()
         optimizer = make_optimizer(self.recipe, trained)
         scheduler = make_scheduler(self.recipe, optimizer, samples)
-        stopping = EarlyStopping(self.recipe.patience, self.recipe.tolerance)
-        return self.resumable(trained, optimizer, scheduler, stopping, **settings)
+        stopping = None if until else EarlyStopping(self.recipe.patience, self.recipe.tolerance)
+        return self.resumable(trained, optimizer, scheduler, stopping, epochs=until or self.recipe.epochs, **settings)
 
-    def resumable(self, trained: nn.Module, optimizer: torch.optim.Optimizer, scheduler, stopping: EarlyStopping,
-                  **settings) -> Training:
+    def resumable(self, trained: nn.Module, optimizer: torch.optim.Optimizer, scheduler,
+                  stopping: EarlyStopping | None, **settings) -> Training:
         """A `Training` of these pieces, resumed from this experiment's last state; without epochs after a reload.
 
         Args:
             trained, optimizer, scheduler, stopping: as `Training`.
             settings: other arguments of `Training`, instead of this experiment's own.
         """
-        settings = {"seed": self.seed, "last": self.files.last, **settings}
-        training = Training(trained, optimizer, scheduler, stopping, self.recipe.epochs,
-                            request=json.dumps(self.request, sort_keys=True), deterministic=self.deterministic,
-                            history=self.history if self.reloaded else None, monitor=self.recipe.monitor, **settings)
+        settings = {"epochs": self.recipe.epochs, "seed": self.seed, "last": self.files.last, **settings}
+        training = Training(trained, optimizer, scheduler, stopping, request=json.dumps(self.request, sort_keys=True),
+                            history=self.history if self.reloaded else None, deterministic=self.deterministic,
+                            monitor=self.recipe.monitor, **settings)
         training.feature_seconds = self.feature_seconds
         return training
 

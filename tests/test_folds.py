@@ -239,11 +239,12 @@ def learned(fold, monkeypatch):
         seen = SimpleNamespace(scores=None)
         with monkeypatch.context() as patch:
             predict_fold = captured(patch, lambda: evaluation.cross_validate(run, recipe, 5))
+            seen.trainings = []
             real_fit, real_scores, real_dataset = utils.fit, experiment.modality_scores, Experiment.dataset
 
             def fit(training, *rest):
-                seen.training = real_fit(training, *rest)
-                return seen.training
+                seen.trainings.append(real_fit(training, *rest))
+                return seen.trainings[-1]
 
             def scores(*given):
                 seen.scores = real_scores(*given)
@@ -256,7 +257,9 @@ def learned(fold, monkeypatch):
             folder = fold.root / str(len(list(fold.root.iterdir())))
             folder.mkdir()
             seen.test, seen.validation, seen.words = predict_fold(data, folder)
-        seen.state = {name: value.clone() for name, value in seen.training.model.state_dict().items()}
+        seen.training = seen.trainings[0]
+        seen.state = {f"{number} {name}": value.clone() for number, training in enumerate(seen.trainings)
+                      for name, value in training.model.state_dict().items()}
         return seen
 
     return learn
@@ -364,7 +367,7 @@ def test_a_cnns_folds_go_on_within_a_training_and_end_the_same(data, tmp_path, m
 
     def stopped(*arguments):
         epochs.append(1)
-        if len(epochs) == 6:  # in the second fold
+        if len(epochs) == 14:  # in the second training of the second fold
             raise KeyboardInterrupt
         return real(*arguments)
 
@@ -372,11 +375,11 @@ def test_a_cnns_folds_go_on_within_a_training_and_end_the_same(data, tmp_path, m
         patch.setattr(utils, "train_one_epoch", stopped)
         with pytest.raises(KeyboardInterrupt):
             evaluation.cross_validate(run("parts"), recipe, 3)
-    assert [path.parent.name for path in (tmp_path / "parts" / "folds").rglob("last.pth")] == ["2"]
+    assert {path.parent.name for path in (tmp_path / "parts" / "folds").rglob("*.pth")} == {"2"}
     predicted, predict = [], evaluation.predict
     monkeypatch.setattr(evaluation, "predict", lambda its, part="test": predicted.append(part) or predict(its, part))
     parts = evaluation.cross_validate(run("parts"), recipe, 3)
-    assert predicted == ["test", "val"] * 2 and not list((tmp_path / "parts" / "folds").rglob("last.pth"))
+    assert predicted == ["val", "test"] * 2 and not list((tmp_path / "parts" / "folds").rglob("*.pth"))
     pd.testing.assert_frame_equal(parts, whole, check_exact=True)
     assert sorted(whole["clip_path"]) == sorted(path for part in PARTS for path in data.table(part)["clip_path"])
 

@@ -228,8 +228,9 @@ Mean ± standard deviation over partitions into folds (their number in brackets)
 default recipe in what it names; a modality `auto` is chosen inside each fold's training part.
 
 **Rule of choice:** defaults are chosen on {CHOOSING} of UT-Interaction, which is hard, and on UCF-101's three classes,
-which are easy. {REPORTING} of UT-Interaction stand apart, but are not untouched: learning rate and patience were
-tried on all groups, and the first trials of the others showed both halves.
+which are easy. {REPORTING} of UT-Interaction stand apart, but are not untouched: how the head is trained (learning
+rate, batch size, weight decay, patience and tolerance, which epoch is kept) was settled by folds of all groups of both
+sets, and the first trials of the others showed both halves.
 
 GFLOP are of a video, all its test views, where a multiply-add counts as two; seconds are of one view, decoded,
 transformed and predicted, warm; for `auto`, of rgb+diff, the most that it may take.

@@ -76,13 +76,14 @@ def hardware_line(env: dict) -> str:
 
 
 def commit(root: Path) -> str:
-    """The commit of the code in `root`, marked where files differ from it; `unknown` outside a git checkout."""
+    """The commit of the code in `root`, marked where Python files differ from it; `unknown` outside a git checkout."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        told = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=root, capture_output=True,
-                              text=True, check=True)
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return told.stdout.strip()
 
 
 def memory_mb() -> dict[str, float]:

@@ -347,8 +347,11 @@ def test_of_choice(study: optuna.Study, data: VideoData, seeds: tuple[int, ...] 
         recipe = Recipe(**settings["recipe"])
         default = replace(recipe, **baselines(recipe, tuple(settings["cuts"]))["default"])
         recipes, rows = {"default": default, "tuned": best_recipe(study)}, []
+        modality = recipe.modality
         for setting, its in recipes.items():
-            experiment = untrained(data, its, settings["weights"], settings["seed"], cache=cache)
+            asked = replace(its, modality=modality)
+            experiment = untrained(data, asked, settings["weights"], settings["seed"], cache=cache)
+            modality = experiment.recipe.modality  # settled once for both
             rows += [{"setting": setting, **row} for row in _test(experiment, seeds)]
         kept = {"rows": rows, "recipes": {setting: its.to_dict() for setting, its in recipes.items()},
                 "test_videos": len(data.table("test")), "environment": environment()}

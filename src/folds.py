@@ -55,7 +55,7 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
     Args:
         asked: what decides the predictions, as plain types, apart from the clips and folds.
         predict: given a fold's data and a folder of its own in the cache, gives the predictions of its test and its
-            validation part, and a few words on what was chosen.
+            validation part, and a few words on what was chosen; a fold of no words is not told.
         count, seed, share: of the folds, as `fold_sets`.
 
     Returns:
@@ -87,7 +87,9 @@ def _fold(data: VideoData, predict: PredictFold, folder: Path, title: str) -> li
         test, validation, words = predict(data, folder)
         write_csv(paths["validation"], validation)
         write_csv(paths["test"], test)
-        print(f"{title}: {classification_metrics(test)['accuracy']:.3f} of {len(test)} videos ({words})", flush=True)
+        if words:
+            right = classification_metrics(test)["accuracy"]
+            print(f"{title}: {right:.3f} of {len(test)} videos ({words})", flush=True)
     return [(part, read_predictions(path)) for part, path in paths.items()]
 
 

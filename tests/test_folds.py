@@ -225,7 +225,8 @@ def fold(tiny_dataset, tmp_path_factory):
 def captured(monkeypatch, call):
     """What is given to `folds.cross_validate` for one fold, by a function that cross-validates a model."""
     held = []
-    monkeypatch.setattr(folds, "cross_validate", lambda data, files, asked, predict, *_: held.append(predict))
+    monkeypatch.setattr(folds, "cross_validate", lambda data, files, asked, predict, *_: (
+        held.append(predict) or pd.DataFrame({"fold": []})))
     call()
     return held[0]
 

@@ -279,17 +279,20 @@ def cross_validate(model: ClassicalModel, count: int, share: float = 1.0) -> pd.
     def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         spec, its = MODELS[model.name], ClassicalModel(model.name, data, model.seed, model.cache)
         clips = fitting_table(data)
-        x, started = model_input(model.name, clips, data.root, model.cache), time.perf_counter()
+        x = model_input(model.name, clips, data.root, model.cache)
         its.pipeline, found = tune(spec, x, clips, data, model.seed)
         test, parameters = predict(its), (its.pipeline.estimator if spec.calibrated else its.pipeline).get_params()
         chosen = replace(spec, grid=[{name: [parameters[name]] for name in found["parameters"]}])
         rows = np.arange(len(clips)) < data.split["clips"]["train"]
         its.pipeline, _ = tune(chosen, x[rows], clips[rows].reset_index(drop=True), data, model.seed)
-        return test, predict(its, "val"), f"{time.perf_counter() - started:.1f} s"
+        return test, predict(its, "val"), ""
 
+    started = time.perf_counter()
     asked = {name: value for name, value in _asked(model).items() if name != "split"}
-    return folds.cross_validate(model.data, model.files, asked, predict_fold, count, model.seed, model.cache,
-                                share)
+    table = folds.cross_validate(model.data, model.files, asked, predict_fold, count, model.seed, model.cache, share)
+    seconds = time.perf_counter() - started
+    print(f"{model.title}: {len(table)} videos in {table['fold'].nunique()} folds, {seconds:.1f} s", flush=True)
+    return table
 
 
 def measure_latency(model: ClassicalModel) -> dict[str, float]:

@@ -300,7 +300,7 @@ class VideoModel(nn.Module):
     def renew(self, pooling: str, dropout: float) -> None:
         """New layers behind the stages, with initial values drawn from torch's generator."""
         settings = self._features, self._classes, dropout, pooling, self._standardize
-        device = next(self.stages.parameters()).device
+        device = next(self.parameters(), torch.empty(0)).device
         self.pool, self.classifier = (part.to(device) for part in _classifier(*settings))
         if self.stills:
             self.still_pool, self.still_classifier = (part.to(device) for part in _classifier(*settings))

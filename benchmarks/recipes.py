@@ -243,16 +243,18 @@ Made by `{command}`; measured on {'; '.join(dict.fromkeys(row['hardware'] for ro
 
 
 def _fusion_section(fusions: Sequence[dict]) -> str:
-    scores = {(row["data"], part): its for row in fusions for part, its in next(iter(row["scores"].values())).items()}
-    columns = [key for key in product(dict.fromkeys(row["data"] for row in fusions), PARTS) if key in scores]
+    columns = _columns([(row["data"], next(iter(row["scores"].values()))) for row in fusions])
     lines = [[title, *(_spread([row["scores"][title][part]["accuracy"] for row in fusions if row["data"] == data])
                        for data, part in columns)] for title in fusions[0]["scores"]]
     return ("## Late fusion of the defaults\n\nLog-probabilities are averaged with weights that are fitted to each "
-            "fold's validation part.\n\n" + _table(["model", *_headings(columns, scores)], lines))
+            "fold's validation part.\n\n" + _table(["model", *columns.values()], lines))
 
 
-def _headings(columns: list[tuple[str, str]], scores: dict[tuple[str, str], dict]) -> list[str]:
-    return [f"{data}, {part} (n = {scores[data, part]['videos']})" for data, part in columns]
+def _columns(scored: list[tuple[str, dict]]) -> dict[tuple[str, str], str]:
+    """(data set, part) to the heading of its column, from data sets and their `part_scores`."""
+    scores = {(data, part): score for data, its in scored for part, score in its.items()}
+    keys = product(dict.fromkeys(data for data, _ in scored), PARTS)
+    return {key: f"{key[0]}, {key[1]} (n = {scores[key]['videos']})" for key in keys if key in scores}
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
@@ -262,8 +264,7 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
 def _section(rows: Sequence[dict], kind: str, backbone: str, weights: str) -> str:
     rows = [row for row in rows if (row["backbone"], row["weights"]) == (backbone, weights)]
     default = get_recipe("recommended", kind).resolved(backbone).to_dict()
-    scores = {(row["data"], part): score for row in rows for part, score in row["scores"].items()}
-    columns = [key for key in product(dict.fromkeys(row["data"] for row in rows), PARTS) if key in scores]
+    columns = _columns([(row["data"], row["scores"]) for row in rows])
     recipes = {json.dumps(row["recipe"], sort_keys=True): row["recipe"] for row in rows}
     lines = []
     for recipe in sorted(recipes.values(), key=lambda its: len(_changes(its, default))):
@@ -274,7 +275,7 @@ def _section(rows: Sequence[dict], kind: str, backbone: str, weights: str) -> st
                                  if row["data"] == data and part in row["scores"]]) for data, part in columns),
                       f"{np.median(costs[0]):.1f}", f"{np.median(costs[1]):.2f}"])
     return (f"## {kind.upper()}-CNN: {TITLES[backbone]}, weights {weights}\n\n"
-            + _table(["changed", *_headings(columns, scores), "GFLOP per video", "s per view"], lines))
+            + _table(["changed", *columns.values(), "GFLOP per video", "s per view"], lines))
 
 
 def _changes(recipe: dict, default: dict) -> list[str]:

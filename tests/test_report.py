@@ -394,5 +394,7 @@ def test_the_keyboard_skips_to_the_content_and_scrolls_what_is_wide(built, brows
         assert page.evaluate("document.activeElement.id") == "content"
         box = page.locator(".scroll:has(table)")
         box.focus()
+        box.evaluate("box => { box.moved = new Promise(done => { box.onscroll = done; setTimeout(done, 10000); }); }")
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("document.activeElement.scrollLeft > 0")
+        box.evaluate("box => box.moved")
+        assert box.evaluate("box => box.scrollLeft") > 0

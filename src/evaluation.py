@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Iterable
 from contextlib import redirect_stdout
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -76,47 +76,53 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
         share: of each fold's training groups that is kept, as `splits.thinned`.
     """
     recipe = get_recipe(recipe, experiment.recipe.kind) if isinstance(recipe, str) else recipe
-    backbone, source = experiment.model.backbone, experiment.model.source
-
-    compute_activations = cache(partial(_compute_activations, experiment, recipe))  # by the first fold that lacks
-
-    def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-        compute_activations()
-        with redirect_stdout(io.StringIO()):  # a fold is told in one line
-            first = plan(data, recipe, source, experiment.seed, backbone, experiment.device, experiment.cache).build()
-            chosen = _train(first, ["train"], folder / "last.pth")
-            validation = predict(first, "val")
-            again = untrained(data, first.recipe, source, experiment.seed, backbone, first.device, first.cache)
-            refit = _train(again, ["train", "val"], folder / "refit.pth", chosen.best_epoch)
-            test = predict(again)
-        for training in (chosen, refit):
-            training.last.unlink(missing_ok=True)
-        words = f"{again.recipe.modality}, epoch {chosen.best_epoch} of {len(chosen.history['val_accs'])}"
-        return test, validation, f"{words}, {chosen.seconds + refit.seconds:.0f} s"
-
+    backbone, source = experiment.files.backbone, experiment.source
     weights = file_hash(weights_file(backbone)) if source != "none" else ""
     asked = {"recipe": recipe.resolved(backbone).to_dict(), "backbone": backbone, "weights": weights,
              "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed, "fitted": "train+val"}
     partition = experiment.seed if partition is None else partition
-    return folds.cross_validate(experiment.data, experiment.files, asked, predict_fold, count, partition,
-                                experiment.cache, share)
+    planned = dataclasses.replace(experiment, model=None)  # each process builds its own
+    return folds.cross_validate(experiment.data, experiment.files, asked, partial(_predict_fold, planned, recipe),
+                                count, partition, experiment.cache, share,
+                                partial(_compute_activations, planned, recipe), _trains_small(experiment))
+
+
+def _predict_fold(planned: Experiment, recipe: Recipe, data: VideoData,
+                  folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    settings = planned.source, planned.seed, planned.files.backbone, planned.device, planned.cache
+    with redirect_stdout(io.StringIO()):  # a fold is told in one line
+        first = plan(data, recipe, *settings).build()
+        chosen = _train(first, ["train"], folder / "last.pth")
+        validation = predict(first, "val")
+        again = untrained(data, first.recipe, *settings)
+        refit = _train(again, ["train", "val"], folder / "refit.pth", chosen.best_epoch)
+        test = predict(again)
+    for training in (chosen, refit):
+        training.last.unlink(missing_ok=True)
+    words = f"{again.recipe.modality}, epoch {chosen.best_epoch} of {len(chosen.history['val_accs'])}"
+    return test, validation, f"{words}, {chosen.seconds + refit.seconds:.0f} s"
+
+
+def _trains_small(experiment: Experiment) -> bool:
+    """Whether what is trained is too small to be shared out to threads: a head, on a CPU."""
+    return experiment.recipe.trained == "head" and experiment.keeps_activations and experiment.device.type == "cpu"
 
 
 def _train(experiment: Experiment, parts: list[str], last: Path, until: int | None = None) -> Training:
     """Trains on these parts of a fold, to the epoch `until` or to early stopping on its validation part."""
     clips = [experiment.dataset(part, train=True) for part in parts]
-    loaders = experiment.loader(*clips), experiment.loader(experiment.dataset("val"))
+    validation = None if until else experiment.loader(experiment.dataset("val"))
     training = experiment.training(sum(map(len, clips)), until, last=last, report=None)
-    with threadpool_limits(1 if experiment.recipe.trained == "head" else None):  # too small to be shared out
-        return fit(training, *loaders, experiment.criterion(), experiment.device)
+    with threadpool_limits(1 if _trains_small(experiment) else None):
+        return fit(training, experiment.loader(*clips), validation, experiment.criterion(), experiment.device)
 
 
 def _compute_activations(experiment: Experiment, recipe: Recipe) -> None:
     """What the folds will read of all clips, in training and in test views, while its progress can be seen."""
     modalities = ("rgb", "diff") if recipe.modality == "auto" else (recipe.modality,)
     for modality in modalities if experiment.keeps_activations else ():
-        its = untrained(experiment.data, dataclasses.replace(recipe, modality=modality), experiment.model.source,
-                        experiment.seed, experiment.model.backbone, experiment.device, experiment.cache)
+        its = untrained(experiment.data, dataclasses.replace(recipe, modality=modality), experiment.source,
+                        experiment.seed, experiment.files.backbone, experiment.device, experiment.cache)
         for part in its.data.splits:
             for train in (True, False):
                 its.activations(its.dataset(part, train=train))

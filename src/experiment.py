@@ -120,22 +120,26 @@ class Experiment:
         """
         started = time.perf_counter()
         train = datasets[0].train
-        if self.keeps_activations:
-            view = "random" if train else self.recipe.test_clips // 2
-            datasets = [self.activations(its, view) for its in datasets]
-            self.feature_seconds += time.perf_counter() - started
-        return self._batches(ConcatDataset(datasets), shuffle=train)
+        if not self.keeps_activations:
+            return self._batches(ConcatDataset(datasets), shuffle=train)
+        kept = self.activations(*datasets, view="random" if train else self.recipe.test_clips // 2)
+        self.feature_seconds += time.perf_counter() - started
+        return self._batches(kept, shuffle=train)
 
     def test_loader(self, dataset: VideoDataset2D) -> DataLoader:
         """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
         views = self.recipe.test_clips
         return self._batches(self.activations(dataset) if self.keeps_activations else ClipViews(dataset, views))
 
-    def activations(self, dataset: VideoDataset2D, view: int | str | None = None) -> Activations:
-        """The frozen trunk's activations of a data set's clips; those that are missing are computed first.
+    def activations(self, *datasets: VideoDataset2D, view: int | str | None = None) -> Activations:
+        """The frozen trunk's activations of the data sets' clips; those that are missing are computed first.
 
         Training clips have `train_views` random views, others `test_clips` evenly spread ones; `view` as `Activations`.
         """
+        files = [paths for its in datasets for paths in self._kept(its)]
+        return Activations(files, [its.label(i) for its in datasets for i in range(len(its))], view)
+
+    def _kept(self, dataset: VideoDataset2D) -> list[tuple[Path, ...]]:
         recipes, views = self.recipe.streams(), self.recipe.train_views if dataset.train else self.recipe.test_clips
         kept = []
         for recipe in recipes:
@@ -143,11 +147,11 @@ class Experiment:
             title = f"{self.files.model_name} {dataset.csv.stem} {recipe.modality}"
             kept.append(trunk_activations(self.model, stream, views, self.device, self.seed, self.cache, title,
                                           recipe.precision))
-        return Activations(list(zip(*kept, strict=True)), [dataset.label(i) for i in range(len(dataset))], view)
+        return list(zip(*kept, strict=True))
 
     def _batches(self, dataset, shuffle: bool = False) -> DataLoader:
-        workers = 0 if self.keeps_activations else None  # reading what is kept needs no helper
-        return make_loader(dataset, self.recipe.batch_size, shuffle, num_workers=workers)
+        kept = {"num_workers": 0, "collate": tuple} if self.keeps_activations else {}  # comes in batches, without help
+        return make_loader(dataset, self.recipe.batch_size, shuffle, **kept)
 
     # model
 

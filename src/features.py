@@ -30,30 +30,51 @@ from files import ArrayStore, file_hash, shown
 from machine import computes_bfloat16
 from models import VideoModel, state_hash
 
+IN_MEMORY = 1e9  # bytes of a data set's kept activations that are held in memory; the rest is read when it is needed
 FRAMES_AT_ONCE = 5  # whose maps fit the processor's cache: 20 at once take three times as long
 
 
 class Activations(Dataset):
-    """The kept activations of a data set's clips, read from memory-mapped `files`: for each clip one .npy per stream,
-    (V, T, ...) float16; those of several streams are joined along T.
+    """The kept activations of clips: in `files`, for each clip one .npy per stream, (V, T, ...) float16; those of
+    several streams are joined along T. They are read once and stay in memory, as many as IN_MEMORY holds.
 
     A sample is (activations, label): of all views, (V, T, ...); with `view` a number, of this one, (T, ...); with
-    `view` `random`, of one that is drawn from torch's generator (training). Values are float32.
+    `view` `random`, of one that is drawn from torch's generator (training). Values are float32. A loader gets batches
+    of them, (B, ...) and (B,), by `__getitems__`; it needs a `collate` that leaves them as they are, such as `tuple`.
     """
 
     def __init__(self, files: list[tuple[Path, ...]], labels: list[int], view: int | str | None = None):
         self.files, self.labels, self.view = files, labels, view
+        self._memory: dict[Path, np.ndarray] = {}
+        self._room = IN_MEMORY
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        streams, view = [_mapped(path) for path in self.files[index]], self.view
-        if view == "random":
-            view = int(torch.randint(len(streams[0]), (1,)))
-        chosen = slice(None) if view is None else view
-        x = np.concatenate([stream[chosen] for stream in streams], axis=1 if view is None else 0)
-        return torch.from_numpy(x.astype(np.float32)), self.labels[index]
+        x, labels = self.__getitems__([index])
+        return x[0], int(labels[0])
+
+    def __getitems__(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        clips = [[self._stream(path) for path in self.files[row]] for row in rows]
+        views = [self.view] * len(rows)
+        if self.view == "random":
+            views = torch.randint(len(clips[0][0]), (len(rows),)).tolist()
+        x = [np.concatenate([stream[slice(None) if view is None else view] for stream in streams],
+                            axis=1 if view is None else 0) for streams, view in zip(clips, views, strict=True)]
+        return torch.from_numpy(np.stack(x)).float(), torch.tensor([self.labels[row] for row in rows])
+
+    def __getstate__(self) -> dict:  # another process reads for itself
+        return {**self.__dict__, "_memory": {}, "_room": IN_MEMORY}
+
+    def _stream(self, path: Path) -> np.ndarray:
+        if path in self._memory:
+            return self._memory[path]
+        stream = _mapped(path)
+        if stream.nbytes <= self._room:
+            self._room -= stream.nbytes
+            stream = self._memory[path] = np.array(stream)
+        return stream
 
 
 def _mapped(path: Path) -> np.ndarray:

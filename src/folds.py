@@ -10,11 +10,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from files import ModelFiles, file_hash, read_json, read_predictions, update_json, write_csv
+from machine import in_processes
 from metrics import classification_metrics
 from videos.library import VideoData
 from videos.splits import clip_file, make_folds, split_hash, split_parts, thinned, write_split
@@ -45,7 +47,8 @@ def fold_sets(data: VideoData, count: int, seed: int, cache: Path,
 
 
 def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: PredictFold, count: int, seed: int,
-                   cache: Path, share: float = 1.0) -> pd.DataFrame:
+                   cache: Path, share: float = 1.0, prepare: Callable[[], None] = lambda: None,
+                   parallel: bool = True) -> pd.DataFrame:
     """Predictions of all folds, from disk where they are of these very clips and this request.
 
     Each fold's predictions are kept in the cache as soon as they are there: what was interrupted goes on. Writes
@@ -57,6 +60,8 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
         predict: given a fold's data and a folder of its own in the cache, gives the predictions of its test and its
             validation part, and a few words on what was chosen; a fold of no words is not told.
         count, seed, share: of the folds, as `fold_sets`.
+        prepare: computes what all folds read, before the first one that is computed.
+        parallel: whether folds are computed side by side, in processes of their own (see `machine.in_processes`).
 
     Returns:
         One row per video that was tested: as a prediction table, with `fold`, counted from 1.
@@ -68,12 +73,18 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     if read_json(files.stats).get("folds", {}).get("of") == key and files.folds.is_file():
         return read_predictions(files.folds)
-    pooled = {"test": [], "validation": []}
-    for number, its in enumerate(sets, 1):
-        for part, table in _fold(its, predict, cache / "folds" / key[:16] / str(number), f"fold {number}/{len(sets)}"):
-            pooled[part].append(table.assign(fold=number))
-    tables = {part: pd.concat(rows, ignore_index=True) for part, rows in pooled.items()}
+    folders = {number: cache / "folds" / key[:16] / str(number) for number in range(1, len(sets) + 1)}
+    missing = [number for number, folder in folders.items() if not (folder / "test.csv").is_file()]
+    if missing:
+        prepare()
+    work = [(sets[number - 1], folders[number]) for number in missing]
+    for number, words in zip(missing, in_processes(partial(_compute, predict), work, parallel), strict=True):
+        if words:
+            print(f"fold {number}/{len(sets)}: {words}", flush=True)
+    tables = {}
     for part, path in (("test", files.folds), ("validation", files.folds_validation)):
+        rows = [read_predictions(folder / f"{part}.csv").assign(fold=number) for number, folder in folders.items()]
+        tables[part] = pd.concat(rows, ignore_index=True)
         write_csv(path, tables[part])
     scores = classification_metrics(tables["test"])
     update_json(files.stats, folds={"of": key, "how": how, "count": len(sets), "seed": seed, **scores,
@@ -81,16 +92,12 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
     return tables["test"]
 
 
-def _fold(data: VideoData, predict: PredictFold, folder: Path, title: str) -> list[tuple[str, pd.DataFrame]]:
-    paths = {part: folder / f"{part}.csv" for part in ("test", "validation")}
-    if not all(path.is_file() for path in paths.values()):
-        test, validation, words = predict(data, folder)
-        write_csv(paths["validation"], validation)
-        write_csv(paths["test"], test)
-        if words:
-            right = classification_metrics(test)["accuracy"]
-            print(f"{title}: {right:.3f} of {len(test)} videos ({words})", flush=True)
-    return [(part, read_predictions(path)) for part, path in paths.items()]
+def _compute(predict: PredictFold, data: VideoData, folder: Path) -> str:
+    """Writes a fold's predictions, those of the test part last: they tell that it is done. Gives its line."""
+    test, validation, words = predict(data, folder)
+    write_csv(folder / "validation.csv", validation)
+    write_csv(folder / "test.csv", test)
+    return words and f"{classification_metrics(test)['accuracy']:.3f} of {len(test)} videos ({words})"
 
 
 def fold_table(predictions: pd.DataFrame) -> pd.DataFrame:

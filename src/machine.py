@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 def cores() -> int:
     """CPUs that this process may use."""
     return joblib.cpu_count()
+
+
+def in_processes(function: Callable, items: Sequence[tuple], parallel: bool = True) -> Iterator:
+    """`function` of each item's values, in the order of the items: with `parallel`, in a process per core, each with
+    one thread.
+
+    Where `joblib.parallel_config` names another backend, such as `sequential`, that one is used.
+    """
+    jobs = min(cores(), len(items)) if parallel else 1
+    return joblib.Parallel(max(jobs, 1), return_as="generator")(joblib.delayed(function)(*item) for item in items)
 
 
 @contextmanager

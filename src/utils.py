@@ -287,12 +287,12 @@ class Training:
         self.report(f"going on after epoch {len(self.history['val_accs'])} of an interrupted training")
 
 
-def fit(training: Training, train_loader: DataLoader, val_loader: DataLoader, criterion: Callable,
+def fit(training: Training, train_loader: DataLoader, val_loader: DataLoader | None, criterion: Callable,
         device: str | torch.device) -> Training:
-    """Trains to the last epoch or early stopping."""
+    """Trains to the last epoch or early stopping; without a validation loader its losses and accuracies are NaN."""
     for _ in training:
         train = train_one_epoch(training.model, train_loader, training.optimizer, criterion, device, training.scheduler)
-        val = eval_one_epoch(training.model, val_loader, criterion, device)
+        val = eval_one_epoch(training.model, val_loader, criterion, device) if val_loader else (math.nan, math.nan)
         training.record(*train, *val)
     return training
 

@@ -7,6 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from pathlib import Path
 
 import cv2
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +61,13 @@ def tiny_dataset(tmp_path_factory) -> Path:
                 write_video(path, moving_square(label, 10 * group + clip), codec="XVID")
     ensure_splits(root, root / "splits", "group")
     return root
+
+
+@pytest.fixture(autouse=True)
+def one_process():
+    """Folds are computed in the test's own process, where it can watch and replace things."""
+    with joblib.parallel_config(backend="sequential"):
+        yield
 
 
 @pytest.fixture

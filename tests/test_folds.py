@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -225,7 +226,7 @@ def fold(tiny_dataset, tmp_path_factory):
 def captured(monkeypatch, call):
     """What is given to `folds.cross_validate` for one fold, by a function that cross-validates a model."""
     held = []
-    monkeypatch.setattr(folds, "cross_validate", lambda data, files, asked, predict, *_: (
+    monkeypatch.setattr(folds, "cross_validate", lambda data, files, asked, predict, *_, **__: (
         held.append(predict) or pd.DataFrame({"fold": []})))
     call()
     return held[0]
@@ -313,47 +314,65 @@ def searched(fold, monkeypatch):
         return np.array(rows, dtype=np.float32)
 
     def search(data, leak=False):
-        found = []
+        fits, searches = [], []
         with monkeypatch.context() as patch:
             model = classifiers.ClassicalModel("logistic_regression", fold.data, 0, fold.cache)
             predict_fold = captured(patch, lambda: classifiers.cross_validate(model, 5))
-            real_tune, real_table = classifiers.tune, classifiers.fitting_table
+            real_tune, real_fit, real_table = classifiers.tune, classifiers.fit, classifiers.fitting_table
 
-            def tune(spec, x, table, data, seed):
-                fitted, about = real_tune(spec, x, table, data, seed)
-                found.append((about, len(x), fitted[-1].coef_))
-                return fitted, about
+            def tune(*given):
+                searches.append(real_tune(*given))
+                return searches[-1]
+
+            def fit(spec, parameters, x, *rest):
+                fitted = real_fit(spec, parameters, x, *rest)
+                fits.append((parameters, len(x), fitted[-1].coef_))
+                return fitted
 
             patch.setattr(classifiers, "model_input", features)
             patch.setattr(classifiers, "tune", tune)
+            patch.setattr(classifiers, "fit", fit)
             if leak:
                 patch.setattr(classifiers, "fitting_table", lambda its: pd.concat(
                     [real_table(its), its.table("test")], ignore_index=True))
             test, validation, _ = predict_fold(data, fold.root)
-        return SimpleNamespace(found=found, test=test, validation=validation)
+        return SimpleNamespace(found=searches[0][1], fits=fits, test=test, validation=validation)
 
     return search
 
 
 def test_the_search_sees_nothing_of_the_test_groups(fold, searched):
     clean, changed = searched(fold.clean), searched(fold.changed)
-    for (about, rows, weights), (same, same_rows, same_weights) in zip(clean.found, changed.found, strict=True):
-        assert about == same and rows == same_rows and np.array_equal(weights, same_weights)
+    assert clean.found == changed.found
+    for (_, rows, weights), (_, same_rows, same_weights) in zip(clean.fits, changed.fits, strict=True):
+        assert rows == same_rows and np.array_equal(weights, same_weights)
     pd.testing.assert_frame_equal(clean.validation, changed.validation, check_exact=True)
     assert not clean.test.equals(changed.test)
-    leaks = [searched(its, leak=True).found[0] for its in (fold.clean, fold.changed)]
-    assert leaks[0][0]["cv_scores"] != leaks[1][0]["cv_scores"]
+    leaks = [searched(its, leak=True).found for its in (fold.clean, fold.changed)]
+    assert leaks[0]["cv_scores"] != leaks[1]["cv_scores"]
 
 
 def test_what_fusion_is_fitted_to_comes_from_the_training_part_alone(fold, searched):
     """The validation part's own predictions are of a model with the same parameters that was not fitted to it."""
-    (chosen, rows, _), (again, fewer, _) = searched(fold.clean).found
+    (chosen, rows, _), (again, fewer, _) = searched(fold.clean).fits
     counts = fold.clean.split["clips"]
     assert (rows, fewer) == (counts["train"] + counts["val"], counts["train"])
-    assert again["parameters"] == chosen["parameters"]
+    assert str(again) == str(chosen)
 
 
 # ---------------------------------------------------------------- a CNN's folds as a whole
+
+@pytest.mark.parametrize("model", ["cnn", "classical"])
+def test_folds_in_processes_of_their_own_end_the_same(data, tmp_path, model):
+    def run(backend):
+        its, cache = dataclasses.replace(data, results=tmp_path / backend), tmp_path / f"{backend} cache"
+        with joblib.parallel_config(backend=backend):
+            if model == "classical":
+                return classifiers.cross_validate(classifiers.ClassicalModel("linear_svm", its, 0, cache), 3)
+            return evaluation.cross_validate(untrained(its, RECIPE, "packaged", 0, cache=cache), RECIPE, 3)
+
+    pd.testing.assert_frame_equal(run("loky"), run("sequential"), check_exact=True)
+
 
 def test_a_cnns_folds_go_on_within_a_training_and_end_the_same(data, tmp_path, monkeypatch):
     recipe = dataclasses.replace(RECIPE, modality="diff")

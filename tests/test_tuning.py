@@ -15,7 +15,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial, TrialState
 from torch import nn
@@ -29,9 +29,10 @@ import plots
 import tune
 from config import Recipe, get_recipe
 from data_loader import VideoError, make_loader
+from features import Activations
 from models import FrameModel, InflatedEfficientNet
 from studies import tuning
-from studies.tuning import Clips, best_recipe, compare, cross_validate, run_study, train_head, trials_table
+from studies.tuning import best_recipe, compare, cross_validate, run_study, train_head, trials_table
 from videos.library import VideoData, open_data
 
 # pytest resets the filters that the module sets
@@ -46,17 +47,28 @@ VALUES = {"lr": 1e-3, "weight_decay": 1e-3, "label_smoothing": 0.0, "dropout": 0
           "epochs": 2, "pooling": "max"}
 
 
-def fake_activations(its, dataset):
+def kept(folder: Path, clips: list[np.ndarray], labels: list[int], view: int | str | None = None) -> Activations:
+    """(V, T, ...) activations of clips, kept as an experiment keeps them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [(folder / f"{number}.npy",) for number in range(len(clips))]
+    for clip, (path,) in zip(clips, files, strict=True):
+        np.save(path, clip.astype(np.float16))
+    return Activations(files, labels, view)
+
+
+def fake_activations(its, *datasets, view=None):
     """What an experiment keeps of the 2D trunk, without a clip: frames that hint at the class."""
-    recipe, kept = its.recipe, []
-    shape = (recipe.train_views if dataset.train else recipe.test_clips,
-             recipe.stills_shown() + recipe.num_frames * ("diff" in recipe.modality),
-             its.model.classifier[1].in_features // (5 if recipe.pooling == "stats" else 1))
-    for i in range(len(dataset)):
-        x = np.random.default_rng([its.seed, i, dataset.train]).normal(size=shape).astype(np.float32)
-        x[..., dataset.label(i)] += 2
-        kept.append((torch.from_numpy(x), dataset.label(i)))
-    return kept
+    recipe, clips, labels = its.recipe, [], []
+    frames = recipe.stills_shown() + recipe.num_frames * ("diff" in recipe.modality)
+    size = its.model.classifier[1].in_features // (5 if recipe.pooling == "stats" else 1)
+    for dataset in datasets:
+        for i in range(len(dataset)):
+            views = recipe.train_views if dataset.train else recipe.test_clips
+            x = np.random.default_rng([its.seed, i, dataset.train]).normal(size=(views, frames, size))
+            x[..., dataset.label(i)] += 2
+            clips.append(x)
+            labels.append(dataset.label(i))
+    return kept(its.data.results / f"fake-{os.getpid()}" / str(time.monotonic_ns()), clips, labels, view)
 
 
 @pytest.fixture
@@ -279,10 +291,14 @@ def test_broken_database_is_named(data):
 
 # ---------------------------------------------------------------- heads and trials
 
-def some_clips(shape, clips=9, views=1) -> tuple[Clips, Clips]:
-    torch.manual_seed(0)
-    labels = torch.arange(clips) % 3
-    return Clips(torch.randn(clips, views, *shape).half(), labels), Clips(torch.randn(clips, 1, *shape).half(), labels)
+@pytest.fixture
+def some_clips(tmp_path):
+    """Makes two sets of `clips` random clips of a shape."""
+    def make(shape, clips=9) -> list[Activations]:
+        rng, labels = np.random.default_rng(0), [i % 3 for i in range(clips)]
+        return [kept(tmp_path / name, rng.normal(size=(clips, 1, *shape)), labels, 0) for name in ("first", "second")]
+
+    return make
 
 
 def frame_model() -> FrameModel:
@@ -295,7 +311,7 @@ def thirds(clips: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.setdiff1d(np.arange(clips), rows), rows) for rows in held_out]
 
 
-def test_trained_head_equals_a_plain_loop():
+def test_trained_head_equals_a_plain_loop(some_clips):
     """One full batch without dropout is AdamW on softmax regression of the averaged frames; it is judged unsmoothed."""
     clips, others = some_clips((4, 1280))
     recipe = get_recipe("recommended", "2d", pooling="avg", dropout=0.0, batch_size=9, epochs=4, schedule="step",
@@ -304,20 +320,20 @@ def test_trained_head_equals_a_plain_loop():
     torch.manual_seed(3)
     linear = nn.Linear(1280, 3)
     optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-2, weight_decay=1e-2)
-    x, labels = clips.tensors
+    x, labels = clips.__getitems__(range(9))
     for _ in range(4):
         optimizer.zero_grad()
-        logits = linear(x[:, 0].float().mean(dim=1))
+        logits = linear(x.mean(dim=1))
         target = 0.9 * nn.functional.one_hot(labels, 3) + 0.1 / 3
         (-(target * logits.log_softmax(dim=1)).sum(dim=1).mean()).backward()
         optimizer.step()
     torch.testing.assert_close(training.model[2][1].weight, linear.weight, rtol=1e-4, atol=1e-5)
-    x, labels = others.tensors
-    loss = nn.functional.cross_entropy(linear(x[:, 0].float().mean(dim=1)), labels).item()
+    x, labels = others.__getitems__(range(9))
+    loss = nn.functional.cross_entropy(linear(x.mean(dim=1)), labels).item()
     assert training.history["val_losses"][-1] == pytest.approx(loss, rel=1e-4)
 
 
-def test_stage_starts_pretrained_and_the_model_keeps_its_weights():
+def test_stage_starts_pretrained_and_the_model_keeps_its_weights(some_clips):
     model = InflatedEfficientNet(3, trained="stage")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     clips, others = some_clips((2, 192, 3, 3), clips=4)
@@ -331,19 +347,21 @@ def test_stage_starts_pretrained_and_the_model_keeps_its_weights():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@given(st.integers(1, 20), st.integers(1, 3), st.integers(1, 8))
-@settings(max_examples=30, deadline=None)
-def test_batches_give_every_clip_once_with_its_label(clips, views, size):
-    x = (torch.arange(clips)[:, None] * 10 + torch.arange(views))[..., None].half()
-    kept = Subset(Clips(x, torch.arange(clips)), range(clips))
-    batches = list(make_loader(kept, size, shuffle=True, num_workers=0, collate=tuple))
+@given(st.integers(1, 20), st.integers(1, 3), st.integers(1, 8), st.sampled_from([0, 10, 1e9]))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_batches_give_every_clip_once_with_its_label(tmp_path_factory, monkeypatch, clips, views, size, memory):
+    x = (np.arange(clips)[:, None] * 10 + np.arange(views))[..., None]
+    monkeypatch.setattr(features, "IN_MEMORY", memory)
+    folder = tmp_path_factory.mktemp("kept")
+    drawing = Subset(kept(folder, list(x), list(range(clips)), "random"), range(clips))
+    batches = list(make_loader(drawing, size, shuffle=True, num_workers=0, collate=tuple))
     rows = torch.cat([labels for _, labels in batches])
     assert len(batches) == -(-clips // size) and rows.sort().values.equal(torch.arange(clips))
     drawn = torch.cat([batch for batch, _ in batches])[:, 0]
     assert (drawn // 10).long().equal(rows) and drawn.dtype == torch.float32 and (drawn % 10 < views).all()
 
 
-def test_held_out_clips_are_not_trained_on_and_bad_trials_stop(monkeypatch):
+def test_held_out_clips_are_not_trained_on_and_bad_trials_stop(monkeypatch, some_clips, tmp_path):
     model, (augmented, centre), folds, seen = frame_model(), some_clips((4, 1280), clips=30), thirds(30), []
     real = tuning.train_head
 
@@ -360,12 +378,13 @@ def test_held_out_clips_are_not_trained_on_and_bad_trials_stop(monkeypatch):
         assert list(val_set.indices) == list(held_out) and train_set.dataset is augmented and val_set.dataset is centre
     sizes = [len(held_out) for _, held_out in folds]
     assert loss == pytest.approx(np.average([loss for *_, loss in seen], weights=sizes))
-    augmented.tensors[0][20:] = float("nan")
+    broken = kept(tmp_path / "broken", np.full((30, 1, 4, 1280), np.nan), augmented.labels, "random")
+    trial["clips"] = {"head": (model, broken, centre)}
     with pytest.raises(optuna.TrialPruned, match="the loss became nan"):
         cross_validate(FixedTrial(VALUES), **trial)
 
 
-def test_poor_trials_are_pruned_after_a_fold_but_baselines_are_not():
+def test_poor_trials_are_pruned_after_a_fold_but_baselines_are_not(some_clips):
     clips = {"head": (frame_model(), *some_clips((4, 1280), clips=30))}
     study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0))
     study.enqueue_trial({}, user_attrs={"setting": "default"})

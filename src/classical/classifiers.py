@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -208,15 +209,29 @@ def model_input(name: str, table: pd.DataFrame, root: Path, cache: Path) -> np.n
 
 
 @threadpool_limits.wrap(limits=1)  # with two threads on two busy cores the same took 9 to 27 times as long
+def fit(spec: ModelSpec, parameters: dict, x: np.ndarray, table: pd.DataFrame, data: VideoData,
+        seed: int) -> BaseEstimator:
+    """A model with these parameters, fitted to all rows.
+
+    Scores of SVMs become probabilities by Platt's sigmoid, fitted to the scores that clips get when they are held out
+    in folds: scikit-learn's own replacement of SVC's deprecated `probability`, but by groups. Temperature scaling, the
+    alternative, becomes certain where all scored clips are right: in nested cross-validation on real clips (Punch and
+    YoYo) the linear SVM's log loss was 0.185 with it and 0.135 with the sigmoid.
+    """
+    model = spec.build(seed).set_params(**{name: clone(value, safe=False) for name, value in parameters.items()})
+    if spec.calibrated:
+        splits, _ = group_folds(table, FOLDS, data.split["groups_named"], seed)
+        model = CalibratedClassifierCV(model, method="sigmoid", cv=splits, ensemble=False)
+    return model.fit(x, table["label"].map(data.class_map).to_numpy())
+
+
+@threadpool_limits.wrap(limits=1)
 def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
          seed: int) -> tuple[BaseEstimator, dict]:
     """Chooses a model's parameters by cross-validation and fits it to all rows.
 
     Everything that learns from clips (scaling, components, mixtures) is inside the pipeline, so that it sees a fold's
-    fitting clips only. Scores of SVMs become probabilities by Platt's sigmoid, fitted to the scores that the same
-    folds' held-out clips get: scikit-learn's own replacement of SVC's deprecated `probability`, but by groups.
-    Temperature scaling, the alternative, becomes certain where all scored clips are right: in nested cross-validation
-    on real clips (Punch and YoYo) the linear SVM's log loss was 0.185 with it and 0.135 with the sigmoid.
+    fitting clips only.
 
     Beside the fitted model it gives cv_mean, cv_std, cv_scores, cv_how and parameters. The scores are those of the
     chosen parameters in the folds that they were chosen by, hence slightly optimistic.
@@ -225,13 +240,11 @@ def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
     splits, how = group_folds(table, FOLDS, data.split["groups_named"], seed)
     search = GridSearchCV(spec.build(seed), spec.grid, scoring="accuracy", cv=splits, refit=False,
                           error_score="raise").fit(x, y)
-    best = spec.build(seed).set_params(**{k: clone(v, safe=False) for k, v in search.best_params_.items()})
-    if spec.calibrated:
-        best = CalibratedClassifierCV(best, method="sigmoid", cv=splits, ensemble=False)
     scores = [float(search.cv_results_[f"split{i}_test_score"][search.best_index_]) for i in range(len(splits))]
     parameters = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in search.best_params_.items()}
-    return best.fit(x, y), {"cv_mean": float(np.mean(scores)), "cv_std": float(np.std(scores)), "cv_scores": scores,
-                            "cv_how": how, "parameters": parameters}
+    found = {"cv_mean": float(np.mean(scores)), "cv_std": float(np.std(scores)), "cv_scores": scores, "cv_how": how,
+             "parameters": parameters}
+    return fit(spec, search.best_params_, x, table, data, seed), found
 
 
 def load_pipeline(path: Path, sha256: str) -> BaseEstimator:
@@ -276,23 +289,30 @@ def cross_validate(model: ClassicalModel, count: int, share: float = 1.0) -> pd.
     The validation part is tuned and fitted on with the training part, as everywhere; its own predictions, which fusion
     is fitted to, are of a second model with the same parameters, fitted to the training part alone.
     """
-    def predict_fold(data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-        spec, its = MODELS[model.name], ClassicalModel(model.name, data, model.seed, model.cache)
-        clips = fitting_table(data)
-        x = model_input(model.name, clips, data.root, model.cache)
-        its.pipeline, found = tune(spec, x, clips, data, model.seed)
-        test, parameters = predict(its), (its.pipeline.estimator if spec.calibrated else its.pipeline).get_params()
-        chosen = replace(spec, grid=[{name: [parameters[name]] for name in found["parameters"]}])
-        rows = np.arange(len(clips)) < data.split["clips"]["train"]
-        its.pipeline, _ = tune(chosen, x[rows], clips[rows].reset_index(drop=True), data, model.seed)
-        return test, predict(its, "val"), ""
-
-    started = time.perf_counter()
+    started, its = time.perf_counter(), replace(model, pipeline=None)
     asked = {name: value for name, value in _asked(model).items() if name != "split"}
-    table = folds.cross_validate(model.data, model.files, asked, predict_fold, count, model.seed, model.cache, share)
+    table = folds.cross_validate(model.data, model.files, asked, partial(_predict_fold, its), count, model.seed,
+                                 model.cache, share, partial(_describe, its))
     seconds = time.perf_counter() - started
     print(f"{model.title}: {len(table)} videos in {table['fold'].nunique()} folds, {seconds:.1f} s", flush=True)
     return table
+
+
+def _describe(model: ClassicalModel) -> None:
+    """Computes what the folds will read of all clips."""
+    for part in model.data.splits:
+        model_input(model.name, model.data.table(part), model.data.root, model.cache)
+
+
+def _predict_fold(model: ClassicalModel, data: VideoData, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    spec, its, clips = MODELS[model.name], replace(model, data=data), fitting_table(data)
+    x = model_input(model.name, clips, data.root, model.cache)
+    its.pipeline, found = tune(spec, x, clips, data, model.seed)
+    test, parameters = predict(its), (its.pipeline.estimator if spec.calibrated else its.pipeline).get_params()
+    rows = np.arange(len(clips)) < data.split["clips"]["train"]
+    its.pipeline = fit(spec, {name: parameters[name] for name in found["parameters"]}, x[rows],
+                       clips[rows].reset_index(drop=True), data, model.seed)
+    return test, predict(its, "val"), ""
 
 
 def measure_latency(model: ClassicalModel) -> dict[str, float]:

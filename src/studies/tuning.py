@@ -26,12 +26,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from config import CACHE, Recipe, get_recipe
 from data_loader import make_loader
 from experiment import Experiment, prediction_table, untrained, view_probabilities
+from features import Activations
 from files import read_json, update_json
 from machine import environment
 from metrics import classification_metrics, negative_log_likelihood
@@ -53,30 +54,17 @@ HEARTBEAT = 10  # seconds between a running trial's heartbeats; after three with
 
 # ---------------------------------------------------------------- one head
 
-class Clips(TensorDataset):
-    """(N, V, ...) float16 activations in memory and (N,) labels; a batch has one view per clip, drawn from torch's
-    generator, as float32."""
-
-    def __getitems__(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        x, labels = self.tensors
-        view = torch.randint(x.shape[1], (len(rows),))
-        return x[rows, view].float(), labels[rows]  # (B, ...), (B,)
-
-
-def load_clips(experiment: Experiment, *parts: str, train: bool = False) -> Clips:
-    """The parts' clips, one after another, in the recipe's training views or in the centre view."""
-    views = slice(None) if train else slice(experiment.recipe.test_clips // 2, experiment.recipe.test_clips // 2 + 1)
-    kept = [(x[views].half(), label) for part in parts
-            for x, label in experiment.activations(experiment.dataset(part, train=train))]
-    x, labels = zip(*kept, strict=True)
-    return Clips(torch.stack(x), torch.tensor(labels))
+def load_clips(experiment: Experiment, *parts: str, train: bool = False) -> Activations:
+    """The parts' clips, one after another, in one of the recipe's training views, drawn, or in the centre view."""
+    view = "random" if train else experiment.recipe.test_clips // 2
+    return experiment.activations(*(experiment.dataset(part, train=train) for part in parts), view=view)
 
 
 def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: Recipe, seed: int) -> Training:
     """Trains a new head for all of the recipe's epochs; their number is searched, so nothing stops early.
 
-    `model` gives the head's form, and the initial values of a trained stage. Both sets are of `Clips`; the loss of
-    `val_set` is unsmoothed cross-entropy, by which trials of any smoothing can be compared.
+    `model` gives the head's form, and the initial values of a trained stage; its trunk may be missing. Both sets are of
+    `Activations`; the loss of `val_set` is unsmoothed cross-entropy, by which trials of any smoothing can be compared.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
@@ -134,8 +122,8 @@ def _within(recipe: Recipe, cuts: tuple[str, ...]) -> Recipe:
     return recipe if recipe.trained in cuts else replace(recipe, trained=cuts[0])
 
 
-def cross_validate(trial: Trial, clips: dict[str, tuple[VideoModel, Clips, Clips]], folds: list, recipe: Recipe,
-                   seed: int) -> float:
+def cross_validate(trial: Trial, clips: dict[str, tuple[VideoModel, Activations, Activations]], folds: list,
+                   recipe: Recipe, seed: int) -> float:
     """A trial's loss: cross-entropy after the last epoch, averaged over all held-out clips.
 
     By the average so far, a poor trial is pruned after any fold; baseline trials are not. Every trial sees the same
@@ -208,8 +196,8 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
     folds, how = group_folds(table, FOLDS, data.split["groups_named"], seed)
     study.set_user_attr("folds", how)
     models = {cut: untrained(data, replace(recipe, trained=cut), source, seed, cache=cache) for cut in cuts}
-    clips = {cut: (its.model, load_clips(its, "train", "val", train=True), load_clips(its, "train", "val"))
-             for cut, its in models.items()}
+    clips = {cut: (its.model.without_trunk(), load_clips(its, "train", "val", train=True),
+                   load_clips(its, "train", "val")) for cut, its in models.items()}
     there = {trial.user_attrs.get("setting") for trial in _trials(study, *FINISHED, TrialState.WAITING)}
     for setting, values in baselines(recipe, cuts).items():
         if setting not in there:  # `skip_if_exists` would skip an interrupted one too

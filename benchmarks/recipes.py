@@ -2,8 +2,8 @@
 
     python benchmarks/recipes.py --data DIR [DIR ...] [--partitions 42 43 44] [--kind 2d 3d] [--only NAME ...]
 
-Each variant changes the default in one respect; with both kinds, the defaults are fused with each other and with the
-classical model of Fisher vectors. What is finished is kept, folds in the cache and rows in
+Each variant changes the default in one respect; with both kinds, the defaults are fused with each other and with
+classical models. What is finished is kept, folds in the cache and rows in
 results/benchmarks/recipes.json, so that an interrupted comparison goes on. Writes results/benchmarks/recipes.md, which
 holds no clip and no frame. WEIGHTS is taken from the environment, as by the notebooks.
 """
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from classical import classifiers
-from comparison import FISHER, fold_predictions
+from comparison import FUSIONS, fold_predictions
 from config import CACHE, DEPTHS, RESULTS, ROOT, TITLES, Recipe, get_recipe
 from data_loader import VideoError
 from evaluation import count_flops, cross_validate, measure_latency
@@ -134,21 +134,21 @@ def compare_recipes(sets: list[VideoData], sources: dict[str, str], partitions: 
 
 def compare_fusions(sets: list[VideoData], sources: dict[str, str], partitions: list[int], target: Path,
                     cache: Path) -> None:
-    """Fuses the default recipes and the Fisher vectors by the same folds, into the JSON `target` and its page.
+    """Fuses the default recipes and classical models by the same folds, into the JSON `target` and its page.
 
     Arguments as `compare_recipes`, whose folds are read where they are there; `sources` has both kinds.
     """
     clips = {data.name: clips_hash(data) for data in sets}
     recipes = {kind: get_recipe("recommended", kind).to_dict() for kind in sources}
     for partition, data in product(partitions, sets):
-        asked = [recipes, sources, clips[data.name], partition, FOLDS, SEED]
+        asked = [recipes, sources, clips[data.name], partition, FOLDS, SEED, FUSIONS]
         identity = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         rows = read_json(target).get("fusions", [])
         if any(row["of"] == identity for row in rows):
             continue
         print(f"{data.name}, fusion, partition {partition}:", flush=True)
         its = dataclasses.replace(data, results=data.results / identity[:16])
-        row = {"data": data.name, "partition": partition, "of": identity, "scores": {
+        row = {"data": data.name, "partition": partition, "of": identity, "commit": commit(ROOT), "scores": {
             title: part_scores(table) for title, table in _fused(its, sources, partition, cache).items()}}
         kept = [old for old in rows if (old["data"], old["partition"]) != (data.name, partition)]
         update_json(target, fusions=[*kept, row])
@@ -163,9 +163,10 @@ def _fused(data: VideoData, sources: dict[str, str], partition: int, cache: Path
         experiment = plan(data, dataclasses.replace(recipe, modality="rgb+diff"), source, SEED, cache=cache).build()
         cross_validate(experiment, recipe, FOLDS, partition)
         models[f"{kind.upper()}-CNN"] = experiment.files
-    fisher = classifiers.ClassicalModel("fisher_svm", data, partition, cache)
-    classifiers.cross_validate(fisher, FOLDS)
-    models[FISHER] = fisher.files
+    for name in ("fisher_svm", "rbf_svm"):
+        classical = classifiers.ClassicalModel(name, data, partition, cache)
+        classifiers.cross_validate(classical, FOLDS)
+        models[classical.title] = classical.files
     return fold_predictions({title: {"fold_predictions": read_predictions(files.folds),
                                      "fold_validation": read_predictions(files.folds_validation)}
                              for title, files in models.items()})
@@ -244,8 +245,10 @@ Made by `{command}`; measured on {'; '.join(dict.fromkeys(row['hardware'] for ro
 
 def _fusion_section(fusions: Sequence[dict]) -> str:
     columns = _columns([(row["data"], next(iter(row["scores"].values()))) for row in fusions])
-    lines = [[title, *(_spread([row["scores"][title][part]["accuracy"] for row in fusions if row["data"] == data])
-                       for data, part in columns)] for title in fusions[0]["scores"]]
+    titles = dict.fromkeys(title for row in fusions for title in row["scores"])
+    lines = [[title, *(_spread([row["scores"][title][part]["accuracy"] for row in fusions
+                                if row["data"] == data and title in row["scores"]]) for data, part in columns)]
+             for title in titles]
     return ("## Late fusion of the defaults\n\nLog-probabilities are averaged with weights that are fitted to each "
             "fold's validation part.\n\n" + _table(["model", *columns.values()], lines))
 

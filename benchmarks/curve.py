@@ -103,7 +103,6 @@ def draw(data: VideoData) -> Path:
     points = learning_curve(data.results)
     plots.learning_curve(points, f"More training groups: {data.name}, {points['videos'].max()} videos by folds", ax)
     plots.save_figure(figure, path)
-    plt.close(figure)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -30,6 +31,7 @@ def in_processes(function: Callable, items: Sequence[tuple], parallel: bool = Tr
     Where `joblib.parallel_config` names another backend, such as `sequential`, that one is used.
     """
     jobs = min(cores(), len(items)) if parallel else 1
+    warnings.filterwarnings("ignore", "A worker stopped", UserWarning)  # one that grew is replaced, nothing is lost
     return joblib.Parallel(max(jobs, 1), return_as="generator")(joblib.delayed(function)(*item) for item in items)
 
 

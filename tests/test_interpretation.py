@@ -493,15 +493,17 @@ def test_strips_name_each_clip_and_show_it(tiny_dataset):
 
 
 def test_figures_with_photographs_are_shown_as_jpeg_and_saved_as_png(tmp_path, monkeypatch):
-    displayed, drawn = [], []
+    displayed = []
     monkeypatch.setattr(plots, "display", displayed.append)
-    monkeypatch.setattr(plt, "show", lambda: drawn.append(1))
     figure, axes = plt.subplots(1, 3)
     plots.clip_strip(moving_square(0, 0, 3), "Punch", axes)
     plots.show(figure, tmp_path / "strip.png")
-    assert [Image.open(io.BytesIO(picture.data)).format for picture in displayed] == ["JPEG"] and not drawn
+    assert [Image.open(io.BytesIO(picture.data)).format for picture in displayed] == ["JPEG"]
     assert Image.open(tmp_path / "strip.png").format == "PNG"
     figure, ax = plt.subplots()
     plots.confusion_heatmap(np.eye(2, dtype=int), ["a", "b"], "", ax)
-    plots.show(figure)
-    assert len(displayed) == len(drawn) == 1 and not plt.get_fignums()
+    plots.show(figure, tmp_path / "matrix.png")
+    drawing = Image.open(io.BytesIO(displayed[1].data))
+    assert len(displayed) == 2 and not plt.get_fignums()
+    assert drawing.format == "PNG" and displayed[1].data == (tmp_path / "matrix.png").read_bytes()
+    assert drawing.width == pytest.approx(plots.FINER * displayed[1].width, abs=1)

@@ -171,7 +171,7 @@ _SEED = {
     "test_clips": 1, "depth": "full",
 }
 _RECOMMENDED = {"modality": "auto", "framing": "whole", "size": 160, "grid": "2x3", "pooling": "stats",
-                "standardize": True, "weight_decay": 2.0, "train_views": 3}
+                "standardize": True, "weight_decay": 2.0}
 
 RECIPES = {
     ("recommended", "2d"): Recipe("recommended", "2d", num_frames=20, stills=8, sampling="segments", **_RECOMMENDED),

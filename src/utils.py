@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import time
@@ -302,6 +303,8 @@ def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_torch(path: str | Path, state: dict) -> None:
-    """`torch.save`, whole or not at all."""
+    """`torch.save`, whole or not at all; equal states give equal files."""
+    buffer = io.BytesIO()  # a file's own name would stand in it
+    torch.save(state, buffer)
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())

@@ -18,6 +18,7 @@ from utils import (
     fit,
     make_optimizer,
     make_scheduler,
+    save_torch,
     seed_everything,
     train_one_epoch,
 )
@@ -172,3 +173,11 @@ def test_a_training_that_is_over_tells_its_lines_and_trains_nothing(capsys):
     over = training(epochs=20, patience=2, history=first.history)
     assert list(over) == [] and capsys.readouterr().out == told
     assert list(first) == []  # nor does one that has just ended
+
+
+def test_equal_states_give_equal_files(tmp_path):
+    state = {"weight": torch.arange(6.0), "epoch": 3}
+    for name in ("one.pth", "another.pth"):
+        save_torch(tmp_path / name, state)
+    assert (tmp_path / "one.pth").read_bytes() == (tmp_path / "another.pth").read_bytes()
+    assert torch.equal(torch.load(tmp_path / "one.pth", weights_only=True)["weight"], state["weight"])

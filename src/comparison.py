@@ -37,6 +37,7 @@ FISHER = "linear SVM on Fisher vectors"  # sees local motion alone, whose fusion
 DESCRIPTORS = "RBF SVM"  # sees all families of descriptors: chosen by the folds of one partition (see benchmarks)
 FUSIONS = (("2D-CNN", "3D-CNN"), ("2D-CNN", FISHER), ("2D-CNN", "3D-CNN", FISHER),
            ("2D-CNN", "3D-CNN", FISHER, DESCRIPTORS))
+SHORT = {"2D-CNN": "2D", "3D-CNN": "3D", FISHER: "Fisher vectors"}  # in the names of fusions
 CALIBRATION = {"calibration error": metrics.expected_calibration_error, "log loss": metrics.negative_log_likelihood,
                "Brier score": metrics.brier}
 
@@ -97,8 +98,16 @@ def fold_predictions(results: dict[str, dict]) -> dict[str, pd.DataFrame]:
     first = next(iter(folds), None)
     if odd := [title for title, its in folds.items() if its != folds[first]]:
         raise ValueError(f"{first} and {odd[0]} were tested by different folds: run both with the same FOLDS and SEED")
-    fused = {" + ".join(titles): fusion(results, titles)[0] for titles in FUSIONS if set(titles) <= set(tables)}
-    return tables | {f"fusion: {title}": table for title, table in fused.items()}
+    return tables | {fusion_title(titles): fusion(results, titles)[0] for titles in _fusions(results)}
+
+
+def _fusions(results: dict[str, dict]) -> list[tuple[str, ...]]:
+    return [titles for titles in FUSIONS if all("fold_predictions" in results.get(title, {}) for title in titles)]
+
+
+def fusion_title(titles: Sequence[str]) -> str:
+    """A fusion of models as it is written."""
+    return "fusion: " + " + ".join(SHORT.get(title, title) for title in titles)
 
 
 def fusion(results: dict[str, dict], titles: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -120,12 +129,11 @@ def fusion(results: dict[str, dict], titles: Sequence[str]) -> tuple[pd.DataFram
 
 def fusion_table(results: dict[str, dict]) -> pd.DataFrame:
     """One row per fusion, one column per model: its weight, mean and range of the folds."""
-    titles = [its for its in FUSIONS if all("fold_predictions" in results.get(title, {}) for title in its)]
     rows = {}
-    for its in titles:
-        weights = fusion(results, its)[1].agg(["mean", "min", "max"])
-        rows[" + ".join(its)] = {title: "{:.2f} ({:.2f} to {:.2f})".format(*weights[title]) for title in its}
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("fusion")
+    for titles in _fusions(results):
+        weights = fusion(results, titles)[1].agg(["mean", "min", "max"])
+        rows[fusion_title(titles)] = {its: "{:.2f} ({:.2f} to {:.2f})".format(*weights[its]) for its in titles}
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("–")
 
 
 def folds_table(results: dict[str, dict]) -> pd.DataFrame:

@@ -227,7 +227,7 @@ def captured(monkeypatch, call):
     """What is given to `folds.cross_validate` for one fold, by a function that cross-validates a model."""
     held = []
     monkeypatch.setattr(folds, "cross_validate", lambda data, files, asked, predict, *_, **__: (
-        held.append(predict) or pd.DataFrame({"fold": []})))
+        held.append(predict) or pd.DataFrame(columns=["label", "predicted", "fold"])))
     call()
     return held[0]
 
@@ -459,9 +459,9 @@ def test_each_fold_has_weights_of_its_own_validation_part(results):
 def test_the_table_of_fusions_has_the_weights_of_the_models_that_are_there(results):
     _, weights = comparison.fusion(results, ("2D-CNN", "3D-CNN"))
     table = comparison.fusion_table(results)
-    assert list(table.columns)[:2] == ["2D-CNN", "3D-CNN"] and "2D-CNN + 3D-CNN" in table.index
-    its = weights["3D-CNN"]
-    assert table.loc["2D-CNN + 3D-CNN", "3D-CNN"] == f"{its.mean():.2f} ({its.min():.2f} to {its.max():.2f})"
+    its, title = weights["3D-CNN"], comparison.fusion_title(["2D-CNN", "3D-CNN"])
+    assert list(table.columns)[:2] == ["2D-CNN", "3D-CNN"] and title in table.index
+    assert table.loc[title, "3D-CNN"] == f"{its.mean():.2f} ({its.min():.2f} to {its.max():.2f})"
     assert comparison.fusion_table({"2D-CNN": results["2D-CNN"]}).empty
 
 

@@ -383,12 +383,15 @@ def curve_reading(points: pd.DataFrame) -> str:
     adjusted = multipletests(last["p_value"], method="holm")[1]
     told, helped = [], []
     for row, p in zip(last.itertuples(), adjusted, strict=True):
-        significant = p <= metrics.ALPHA and not row.gain_low <= 0 <= row.gain_high
+        spans_zero = row.gain_low <= 0 <= row.gain_high
+        significant = p <= metrics.ALPHA and not spans_zero
+        verdict = ("significant" if significant else "not significant: the interval reaches zero" if p <= metrics.ALPHA
+                   else "not significant")
         helped += [row.model] if significant and row.gain > 0 else []
         told.append(f"{row.model}: from {before.iloc[0]:.0%} to {row.share:.0%} of the training groups "
                     f"({row.clips:.0f} clips), accuracy changes by {100 * row.gain:+.1f} percentage points "
-                    f"(95 % interval {100 * row.gain_low:+.1f} to {100 * row.gain_high:+.1f}, p = {p:.2g} after Holm): "
-                    f"{'significant' if significant else 'not significant'}.")
+                    f"(95 % interval of whole groups {100 * row.gain_low:+.1f} to {100 * row.gain_high:+.1f}, "
+                    f"p = {p:.2g} after Holm): {verdict}.")
     if helped:
         answer = f"More clips would probably help {', '.join(helped)}: the curve still rises."
     else:

@@ -34,7 +34,7 @@ COSTS = {"params": ("parameters", ","), "trained_params": ("trained parameters",
          "model_size_mb": ("file [MiB]", ".1f"), "memory_mb": ("peak memory [MiB]", ".0f")}
 SEED_SCORES = {"accuracy": "accuracy", "f1": "macro F1", "log_loss": "log loss"}  # of several trainings
 FISHER = "linear SVM on Fisher vectors"  # sees local motion alone, whose fusion was named before any was scored
-DESCRIPTORS = "RBF SVM"  # sees all families of descriptors: chosen by the folds of one partition (see benchmarks)
+DESCRIPTORS = "RBF SVM"  # sees all families of descriptors: chosen by the folds of one partition (see the README)
 FUSIONS = (("2D-CNN", "3D-CNN"), ("2D-CNN", FISHER), ("2D-CNN", "3D-CNN", FISHER),
            ("2D-CNN", "3D-CNN", FISHER, DESCRIPTORS))
 SHORT = {"2D-CNN": "2D", "3D-CNN": "3D", FISHER: "Fisher vectors"}  # in the names of fusions

@@ -22,7 +22,7 @@ from experiment import Experiment, plan, predict, prediction_table, untrained, v
 from files import file_hash, save_array, update_json
 from machine import computes_bfloat16, memory_mb
 from metrics import classification_metrics, negative_log_likelihood
-from models import weights_file
+from models import ARCHITECTURE, weights_file
 from utils import Training, fit
 from videos.library import VideoData
 
@@ -79,7 +79,8 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
     backbone, source = experiment.files.backbone, experiment.source
     weights = file_hash(weights_file(backbone)) if source != "none" else ""
     asked = {"recipe": recipe.resolved(backbone).to_dict(), "backbone": backbone, "weights": weights,
-             "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed, "fitted": "train+val"}
+             "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed, "fitted": "train+val",
+             "architecture": ARCHITECTURE}
     partition = experiment.seed if partition is None else partition
     planned = dataclasses.replace(experiment, model=None)  # each process builds its own
     return folds.cross_validate(experiment.data, experiment.files, asked, partial(_predict_fold, planned, recipe),

@@ -20,7 +20,7 @@ from features import Activations, Deployed, FrozenTrunk, trunk_activations
 from files import ResultFiles, differences, file_hash, keep_previous, read_json, save_array, write_json
 from machine import accelerator, environment, memory_mb
 from modality import modality_scores
-from models import VideoModel, build_model, choose_backbone, choose_source, weights_file
+from models import ARCHITECTURE, VideoModel, build_model, choose_backbone, choose_source, weights_file
 from utils import (
     HISTORY,
     EarlyStopping,
@@ -264,7 +264,7 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
     saved = read_json(files.sidecar) if files.checkpoint.is_file() else {}
     as_saved = recipe.resolved(saved["backbone"]) if saved else recipe
     asked = {"dataset": data.name, "classes": data.classes, "split": data.split["sha256"], "recipe": as_saved.to_dict(),
-             "weights": weights, "backbone": backbone, "seed": seed}
+             "weights": weights, "backbone": backbone, "seed": seed, "architecture": ARCHITECTURE}
     reasons = ["there is no saved model"] if not saved else differences(asked, saved)
     if saved and not reasons and file_hash(files.checkpoint) != saved["sha256"]:
         reasons = [f"{files.checkpoint.name} is not the file that its sidecar describes"]

@@ -30,16 +30,17 @@ from files import ArrayStore, file_hash, shown
 from machine import computes_bfloat16
 from models import VideoModel, state_hash
 
-IN_MEMORY = 1e9  # bytes of a data set's kept activations that are held in memory; the rest is read when it is needed
+IN_MEMORY = 1e9  # bytes of kept activations that a loader of many epochs holds; the rest is read when it is needed
 FRAMES_AT_ONCE = 5  # whose maps fit the processor's cache: 20 at once take three times as long
 
 
 class Activations(Dataset):
     """The kept activations of clips: in `files`, for each clip one .npy per stream, (V, T, ...) float16; those of
-    several streams are joined along T. They are read once and stay in memory, as many as IN_MEMORY holds.
+    several streams are joined along T.
 
     A sample is (activations, label): of all views, (V, T, ...); with `view` a number, of this one, (T, ...); with
-    `view` `random`, of one that is drawn from torch's generator (training). Values are float32. A loader gets batches
+    `view` `random`, of one that is drawn from torch's generator (training). Values are float32. Where a view is named,
+    they are read for epochs: once, and held in memory, as many as IN_MEMORY allows. A loader gets batches
     of them, (B, ...) and (B,), by `__getitems__`; it needs a `collate` that leaves them as they are, such as `tuple`.
     """
 
@@ -64,14 +65,11 @@ class Activations(Dataset):
                             axis=1 if view is None else 0) for streams, view in zip(clips, views, strict=True)]
         return torch.from_numpy(np.stack(x)).float(), torch.tensor([self.labels[row] for row in rows])
 
-    def __getstate__(self) -> dict:  # another process reads for itself
-        return {**self.__dict__, "_memory": {}, "_room": IN_MEMORY}
-
     def _stream(self, path: Path) -> np.ndarray:
         if path in self._memory:
             return self._memory[path]
         stream = _mapped(path)
-        if stream.nbytes <= self._room:
+        if self.view is not None and stream.nbytes <= self._room:
             self._room -= stream.nbytes
             stream = self._memory[path] = np.array(stream)
         return stream

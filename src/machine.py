@@ -8,12 +8,14 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import joblib
 import psutil
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +27,18 @@ def cores() -> int:
 
 
 def in_processes(function: Callable, items: Sequence[tuple], parallel: bool = True) -> Iterator:
-    """`function` of each item's values, in the order of the items: with `parallel`, in a process per core, each with
-    one thread.
-
-    Where `joblib.parallel_config` names another backend, such as `sequential`, that one is used.
+    """`function` of each item's values, in the order of the items: with `parallel`, in a process per core, in which it
+    has one thread. `joblib.parallel_config(backend="sequential")` keeps all in this process.
     """
     jobs = min(cores(), len(items)) if parallel else 1
     warnings.filterwarnings("ignore", "A worker stopped", UserWarning)  # one that grew is replaced, nothing is lost
-    return joblib.Parallel(max(jobs, 1), return_as="generator")(joblib.delayed(function)(*item) for item in items)
+    call = partial(_on_one_thread, function) if parallel else function
+    return joblib.Parallel(max(jobs, 1), return_as="generator")(joblib.delayed(call)(*item) for item in items)
+
+
+def _on_one_thread(function: Callable, *values):
+    with threadpool_limits(1):
+        return function(*values)
 
 
 @contextmanager

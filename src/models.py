@@ -25,6 +25,7 @@ from torchvision import models as tv
 
 from config import DEFAULT_BACKBONE, KINDS, PACKAGED, RGB_WEIGHT, TITLES, Preprocessing, Recipe
 
+ARCHITECTURE = 2  # of what layers of the same names and shapes compute: weights of another one are not taken over
 POOLINGS = ("avg", "max", "attention", "conv", "stats")
 FETCH_TIMEOUT = 12  # seconds in which a download host must answer, also in the middle of a file
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import time
@@ -293,7 +292,9 @@ def fit(training: Training, train_loader: DataLoader, val_loader: DataLoader | N
     """Trains to the last epoch or early stopping; without a validation loader its losses and accuracies are NaN."""
     for _ in training:
         train = train_one_epoch(training.model, train_loader, training.optimizer, criterion, device, training.scheduler)
-        val = eval_one_epoch(training.model, val_loader, criterion, device) if val_loader else (math.nan, math.nan)
+        val = (math.nan, math.nan)
+        if val_loader is not None:
+            val = eval_one_epoch(training.model, val_loader, criterion, device)
         training.record(*train, *val)
     return training
 
@@ -304,7 +305,5 @@ def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def save_torch(path: str | Path, state: dict) -> None:
     """`torch.save`, whole or not at all; equal states give equal files."""
-    buffer = io.BytesIO()  # a file's own name would stand in it
-    torch.save(state, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # of a path the name would stand in it
+        torch.save(state, file)

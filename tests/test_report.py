@@ -75,6 +75,8 @@ def notebooks(tmp_path_factory) -> Path:
     outputs = [new_output("stream", text="epoch 1\n" + "word " * 80),
                shows(image_png=png(Image.fromarray(COLOURS))),
                shows(image_png=png(Image.new("RGB", (900, 60), "white"))),
+               new_output("display_data", data={"image/png": png(Image.new("RGB", (900, 60), "grey"))},
+                          metadata={"image/png": {"width": 600}}),
                shows(text_html=wide.to_html(), text_plain="wide"),
                shows(text_html=animation(COLOURS.reshape(3, 60, 640, 3), "a <clip> & 'more'")),
                shows(text_html='<script src="https://example.org/a.js"></script>'
@@ -222,7 +224,7 @@ def test_pages_are_for_every_reader(pages):
             assert box["tabindex"] == "0" and box["aria-label"], name
     one = pages["one.html"]
     assert [image["alt"] for image in one("img")] == [
-        "Figure 1: Too deep", "Figure 2: Too deep", "animation: a <clip> & 'more'"]
+        "Figure 1: Too deep", "Figure 2: Too deep", "Figure 3: Too deep", "animation: a <clip> & 'more'"]
     assert one.find("details", open=True).img and not one.find("details", class_="code").has_attr("open")
     assert one.title.text == "First & foremost" and pages["two.html"].h1.text == "two"
     assert [cell["scope"] for cell in one.table("th")[:2]] == ["col", "col"]
@@ -378,6 +380,11 @@ def test_pages_in_a_browser(built, pages, browser, width, scheme):
             ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)")
             assert told == [], path.name
+
+
+def test_a_picture_is_as_wide_as_the_notebook_says(pages):
+    sizes = [(image.get("width"), image.get("height")) for image in pages["one.html"]("img")]
+    assert ("900", "60") in sizes and ("600", "40") in sizes
 
 
 def test_what_is_wide_scrolls_in_its_own_box(built, browser):

@@ -191,7 +191,9 @@ def finish(html: str) -> str:
     for number, image in enumerate(content.select('img[src^="data:image/"]'), 1):
         image["alt"] = image.get("alt") or f"Figure {number}: {_above(image)}"
         if image["src"].startswith("data:image/png"):
-            image["src"], image["width"], image["height"] = webp(image["src"])
+            image["src"], width, height = webp(image["src"])
+            image["width"] = int(image.get("width") or width)
+            image["height"] = round(height * image["width"] / width)
         if int(image.get("width", 0)) > PHONE:
             _reachable(image.wrap(page.new_tag("div", attrs={"class": "scroll"})), "Figure")
     for table in content("table"):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 from torch.utils.flop_counter import FlopCounterMode
 
 import folds
@@ -114,8 +113,7 @@ def _train(experiment: Experiment, parts: list[str], last: Path, until: int | No
     clips = [experiment.dataset(part, train=True) for part in parts]
     validation = None if until else experiment.loader(experiment.dataset("val"))
     training = experiment.training(sum(map(len, clips)), until, last=last, report=None)
-    with threadpool_limits(1 if _trains_small(experiment) else None):
-        return fit(training, experiment.loader(*clips), validation, experiment.criterion(), experiment.device)
+    return fit(training, experiment.loader(*clips), validation, experiment.criterion(), experiment.device)
 
 
 def _compute_activations(experiment: Experiment, recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ import curve
 import evaluation
 import plots
 import recipes
-from comparison import curve_reading, fusion_title, learning_curve
+from comparison import FISHER, curve_reading, fusion_title, learning_curve
 from config import get_recipe
 from experiment import plan
 from files import ClassicalFiles, read_predictions, write_csv, write_json
@@ -78,7 +78,7 @@ def test_defaults_are_fused_by_the_same_folds_once(tiny_recipes, tiny_dataset, t
     assert [row["partition"] for row in rows] == [42, 43]
     assert all(score["all"]["videos"] == 36 for row in rows for score in row["scores"].values())
     page = target.with_suffix(".md").read_text(encoding="utf-8")
-    for title in ("2D-CNN", *map(fusion_title, recipes.FUSIONS)):
+    for title in ("2D-CNN", FISHER, *map(fusion_title, recipes.FUSIONS)):
         values = [row["scores"][title]["all"]["accuracy"] for row in rows]
         assert f"| {title} | {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} (2) |" in page
 

@@ -74,7 +74,8 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
     if read_json(files.stats).get("folds", {}).get("of") == key and files.folds.is_file():
         return read_predictions(files.folds)
     folders = {number: cache / "folds" / key[:16] / str(number) for number in range(1, len(sets) + 1)}
-    missing = [number for number, folder in folders.items() if not (folder / "test.csv").is_file()]
+    missing = [number for number, folder in folders.items()
+               if not all((folder / f"{part}.csv").is_file() for part in ("test", "validation"))]
     if missing:
         prepare()
     work = [(sets[number - 1], folders[number]) for number in missing]
@@ -93,7 +94,7 @@ def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: Pre
 
 
 def _compute(predict: PredictFold, data: VideoData, folder: Path) -> str:
-    """Writes a fold's predictions, those of the test part last: they tell that it is done. Gives its line."""
+    """Writes a fold's predictions, and gives its line."""
     test, validation, words = predict(data, folder)
     write_csv(folder / "validation.csv", validation)
     write_csv(folder / "test.csv", test)

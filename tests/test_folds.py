@@ -204,6 +204,14 @@ def test_what_decides_the_predictions_is_noticed(data, tiny_dataset, tmp_path):
     assert len(changed.tested) == 5
 
 
+def test_a_fold_that_lost_a_file_is_computed_again(data, tmp_path):
+    validated(data, Guesses(), tmp_path / "cache")
+    next((tmp_path / "cache" / "folds").rglob("1/validation.csv")).unlink()
+    predict = Guesses()
+    validated(dataclasses.replace(data, results=tmp_path / "other"), predict, tmp_path / "cache")
+    assert len(predict.tested) == 1
+
+
 # ---------------------------------------------------------------- leaks: a CNN
 
 @pytest.fixture(scope="module")

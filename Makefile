@@ -1,16 +1,19 @@
 # Two commands do everything on a fresh machine: make run, make test. Each target is one python command (see the README).
 # Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|packaged|none  RECIPE=recommended|seed
-#            SPLIT=official1|official2|official3|group|random  CLASSES="A B"  SEED=42
-#            FOLDS=5  SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
+#            SPLIT=official1|official2|official3|group|random|given  CLASSES="A 'B with blanks'"  SEED=42  NAME=of the results
+#            SKIP_BROKEN=1  ONE_FRAME=1  FOLDS=5  SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
-WANTED = $(or $(CLASSES),PullUps Punch PushUps)
 
-export DATASET WEIGHTS RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB
+# Names go to the commands by the environment, as they were written: a $ in them is no variable, a blank no end.
+NAMES := DATASET NAME WEIGHTS RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB FROM MODE DATA CLIPS \
+         SKIP_BROKEN ONE_FRAME
+$(foreach name,$(NAMES),$(if $(filter undefined,$(origin $(name))),,$(eval override $(name) := $$(value $(name)))))
+export $(NAMES)
 # threads that wait leave the cores to others
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -44,27 +47,27 @@ demo: $(READY)  ## Render the embedded demo clips into dataset_info/demo
 	$(PY) tools/data.py demo
 
 data: $(READY)  ## Fetch the wanted UCF-101 clips and split them (FROM=DIR imports a local copy; MODE=link|copy|reference)
-	$(PY) tools/data.py $(if $(FROM),import --from $(FROM) --$(or $(MODE),link),fetch) --classes $(WANTED)
-	$(PY) tools/data.py split --classes $(WANTED)
+	$(PY) tools/data.py get
+	DATASET=ucf101 $(PY) tools/data.py split
 
 data-check: $(READY)  ## Decode every clip once (DATASET=ucf101 by default); report unreadable and duplicate ones
-	$(PY) tools/data.py check $(or $(DATASET),ucf101)
+	$(PY) tools/data.py check
 
 run: $(READY)  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
 	$(PY) tools/run_notebooks.py
 
 tune: $(READY)  ## Search hyperparameters longer (TRIALS=200, CUTS="head stage", KIND="2d 3d", STORAGE=URL)
 	$(PY) tools/tune.py --kind $(or $(KIND),2d 3d) --trials $(or $(TRIALS),200) --cuts $(or $(CUTS),head) \
-	  $(if $(STORAGE),--storage $(STORAGE)) --test
+	  $(if $(STORAGE),--storage "$$STORAGE") --test
 
 report: $(READY)  ## Render the executed notebooks, model cards and an index page into results/<data set>/report
 	$(PY) tools/report.py
 
 bench: $(READY_DEV)  ## Measure the study against the seed's pipeline (CLIPS=folder, REPEATS=3)
-	$(PY) benchmarks/bench.py $(if $(CLIPS),--clips $(CLIPS)) --repeats $(or $(REPEATS),3)
+	$(PY) benchmarks/bench.py $(if $(CLIPS),--clips "$$CLIPS") --repeats $(or $(REPEATS),3)
 
 recipes: $(READY_DEV)  ## Compare recipes by folds on real clips (DATA="folder folder"), into results/benchmarks/recipes.md
-	$(PY) benchmarks/recipes.py --data $(DATA)
+	$(PY) benchmarks/recipes.py
 
 curve: $(READY_DEV)  ## Accuracy against the number of training groups (DATASET=...)
 	$(PY) benchmarks/curve.py

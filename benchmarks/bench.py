@@ -31,13 +31,14 @@ from torch.utils.data import DataLoader
 
 import seed_pipeline
 from config import DEFAULT_BACKBONE, RESULTS, ROOT, get_recipe
-from data_loader import ClipViews, apply_transform, limit_threads, load_dataset, read_frames, segment_indices
+from data_loader import ClipViews, apply_transform, limit_threads, load_dataset, segment_indices
 from evaluation import evaluate
 from experiment import Experiment, load_or_train, untrained
 from files import shown, write_json
 from machine import environment, hardware_line
 from table import markdown
 from utils import eval_one_epoch, make_optimizer, train_one_epoch
+from videos.decoding import read_frames
 from videos.library import VideoData, open_data
 
 SEED_STEPS = 3  # batches timed of the seed's training, after one to warm up

@@ -27,12 +27,12 @@ import evaluation
 import plots
 from classical import classifiers
 from comparison import curve_reading, learning_curve
-from config import CACHE, get_recipe
-from data_loader import VideoError
+from config import CACHE, asked_number, get_recipe
 from experiment import plan
 from files import ClassicalFiles, read_json, shown, write_csv
 from folds import fold_sets, fold_table
 from models import WeightsError, choose_source
+from videos.decoding import VideoError
 from videos.library import VideoData, open_asked
 from videos.splits import group_pairs
 
@@ -108,8 +108,8 @@ def draw(data: VideoData) -> Path:
 
 def main() -> None:
     """The command, with what the environment asks for."""
-    seed, count = int(os.environ.get("SEED") or 42), int(os.environ.get("FOLDS") or 5) or 5
     try:
+        seed, count = asked_number("SEED"), asked_number("FOLDS") or 5
         data = open_asked()
         if best_classical(data.results) is None:
             print("no classical model in the results, so that none is in the curve: run 02_classical_ml for one")

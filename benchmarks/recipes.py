@@ -25,13 +25,13 @@ import pandas as pd
 
 from classical import classifiers
 from comparison import FUSIONS, fold_predictions, fusion_title
-from config import CACHE, DEPTHS, RESULTS, ROOT, TITLES, Recipe, get_recipe
-from data_loader import VideoError
+from config import CACHE, DEPTHS, RESULTS, ROOT, TITLES, Recipe, get_recipe, name_list
 from evaluation import count_flops, cross_validate, measure_latency
 from experiment import Experiment, plan
 from files import atomic_path, file_hash, read_json, read_predictions, shown, update_json
 from machine import commit, environment, hardware_line
 from models import WeightsError, choose_backbone, choose_source, weights_file
+from videos.decoding import VideoError
 from videos.library import VideoData, open_data
 from videos.splits import clip_file
 
@@ -301,11 +301,14 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     names = list(dict.fromkeys(name for its in VARIANTS.values() for name in its))
     parser = argparse.ArgumentParser(description="Compares variants of the recommended recipes by folds.")
-    parser.add_argument("--data", nargs="+", required=True, help="demo, ucf101, or folders of class folders")
+    parser.add_argument("--data", nargs="+", default=name_list(os.environ.get("DATA", "")),
+                        help="demo, ucf101, or folders of class folders (DATA)")
     parser.add_argument("--partitions", nargs="+", type=int, default=[42, 43, 44], help="seeds of the folds")
     parser.add_argument("--kind", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"variants: {', '.join(names)}")
     asked = parser.parse_args(arguments)
+    if not asked.data:
+        parser.error("name the folders of clips: --data FOLDER FOLDER, or DATA")
     target = RESULTS / "benchmarks" / "recipes.json"
     try:
         sets = [open_data(folder, results=CACHE / "recipes") for folder in asked.data]

@@ -13,6 +13,7 @@ from config import DEFAULT_BACKBONE, TITLES
 from files import ClassicalFiles, ModelFiles, ResultFiles, read_json, read_predictions
 from folds import fold_table
 from machine import hardware_line
+from names import in_markdown
 
 # What the seed notebook printed: another data set (UCF-101, a random split that shares groups) and another machine.
 SEED_PRINTED = {
@@ -43,22 +44,22 @@ CALIBRATION = {"calibration error": metrics.expected_calibration_error, "log los
 
 
 def load_results(root: Path) -> dict[str, dict]:
-    """What the models of the data set with this results root left, the CNNs first, then the classical models.
+    """What the models that were evaluated left in a data set's results root, the CNNs first, then the classical models.
 
     Returns:
         Title to statistics, with `predictions`, the per-clip table of the test set; `validation` where it was kept; and
         where there are folds `fold_predictions` of every video and `fold_validation`.
 
     Raises:
-        FileNotFoundError: a CNN has not been trained and evaluated; the message names its notebook.
-        ValueError: the models were evaluated on different test clips.
+        FileNotFoundError: none has been evaluated; the message names their notebooks.
+        ValueError: the models were evaluated on different test clips, or belong to different data.
     """
     results = {}
-    for kind, notebook in (("2d", "03_2d_cnn"), ("3d", "04_3d_cnn")):
+    for kind in ("2d", "3d"):
         files = ResultFiles(root, kind, DEFAULT_BACKBONE[kind])
         stats = read_json(files.stats)
         if not files.predictions.is_file() or "accuracy" not in stats:
-            raise FileNotFoundError(f"{files.stats}: no evaluated {kind.upper()}-CNN there; run {notebook} first")
+            continue
         stats |= {"network": TITLES[stats["backbone"]], "predictions": read_predictions(files.predictions)}
         if files.is_current(files.validation):
             stats["validation"] = read_predictions(files.validation)
@@ -69,13 +70,25 @@ def load_results(root: Path) -> dict[str, dict]:
         if files.predictions.is_file() and "accuracy" in stats:
             results[stats["title"]] = {**stats, "train_time": stats.get("fit_time"), "network": "classical descriptors",
                                        "predictions": read_predictions(files.predictions), **_folds(files, stats)}
+    if not results:
+        raise FileNotFoundError(f"{root}: no evaluated model there; {lacking(results)}")
     first, *others = results
     clips = set(results[first]["predictions"]["clip_path"])
     for title in others:
         if odd := clips ^ set(results[title]["predictions"]["clip_path"]):
             raise ValueError(f"{first} and {title} were tested on different clips ({len(odd)} are in one test only): "
                              "run both notebooks on the same split")
+        if results[first]["split"]["sha256"] != results[title]["split"]["sha256"]:
+            raise ValueError(f"{first} and {title} are of different clips, labels or splits: run both notebooks again")
     return results
+
+
+def lacking(results: dict[str, dict]) -> str:
+    """Which notebooks to run for the models that `results` don't have; empty where they have them all."""
+    there = {title if "backbone" in stats else "classical models" for title, stats in results.items()}
+    notebooks = {"2D-CNN": "03_2d_cnn", "3D-CNN": "04_3d_cnn", "classical models": "02_classical_ml"}
+    absent = [f"{notebook} ({title})" for title, notebook in notebooks.items() if title not in there]
+    return f"run {', '.join(absent)}" if absent else ""
 
 
 def _folds(files: ModelFiles, stats: dict) -> dict[str, pd.DataFrame]:
@@ -254,8 +267,8 @@ def provenance(results: dict[str, dict]) -> str:
     """Where the compared figures come from, in Markdown."""
     first = next(iter(results.values()))
     synthetic = " (**rendered, synthetic clips**: these scores say nothing about real video)"
-    lines = [f"- data set **{first['dataset']}**{synthetic if first['dataset'] == 'demo' else ''}, classes "
-             f"{', '.join(first['classes'])}",
+    dataset, classes = in_markdown(first["dataset"]), ", ".join(map(in_markdown, first["classes"]))
+    lines = [f"- data set **{dataset}**{synthetic if first['dataset'] == 'demo' else ''}, classes {classes}",
              f"- split {first['split']['kind']} ({first['split']['sha256'][:12]}), {first['test_clips']} test videos, "
              f"groups shared between parts: {first['split']['shared_groups']}"]
     lines += [f"- {title}: {stats['network']}, weights {stats['weights']}, recipe {stats['recipe']['name']}, "
@@ -265,6 +278,8 @@ def provenance(results: dict[str, dict]) -> str:
     if classical:
         lines.append(f"- {', '.join(classical)}: classical descriptors, tuned by cross-validation on training and "
                      f"validation clips ({results[classical[0]]['cv_how']})")
+    if more := lacking(results):
+        lines.append(f"- other models are not there yet: {more}")
     return "\n".join(lines)
 
 

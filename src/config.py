@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +15,52 @@ DATASET_INFO = ROOT / "dataset_info"
 DEMO_ROOT = DATASET_INFO / "demo"
 UCF101_ROOT = DATASET_INFO / "dataset"
 RESULTS = ROOT / "results"
-CACHE = ROOT / ".cache"
-CACHE_GB = float(os.environ.get("CACHE_GB") or 20)  # budget of what is kept there, in GB
+CACHE = Path(os.environ.get("CACHE_DIR") or ROOT / ".cache")
+
+# What the environment may set: its default, the least and the most. CACHE_GB is the budget of what is kept in CACHE.
+NUMBERS = {"SEED": (42, 0, 2**32 - 1), "FOLDS": (5, 0, 1000), "SEEDS": (3, 1, 1000), "TRIALS": (20, 1, 10**6),
+           "CACHE_GB": (20.0, 0.0, math.inf)}
 
 CLASSES = ("PullUps", "Punch", "PushUps")
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf", ".3gp", ".3g2",
+                  ".ts", ".mts", ".m2ts", ".flv", ".f4v", ".ogv", ".vob", ".divx", ".mxf", ".qt")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def asked_number(name: str) -> float:
+    """One of NUMBERS, from the environment or its default; whole where its default is.
+
+    Raises:
+        ValueError: what is set is no such number; the message names the variable.
+    """
+    default, least, most = NUMBERS[name]
+    text = os.environ.get(name) or str(default)
+    try:
+        value = type(default)(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ValueError(f"{name}={text}: not {kind} from {least:g} to {most}")
+    return value
+
+
+def name_list(text: str) -> list[str] | None:
+    """The names in a list such as CLASSES: apart by blanks, in quotes where a name has blanks; None for no name.
+
+    Raises:
+        ValueError: a quote that is not closed.
+    """
+    try:
+        return shlex.split(text) or None
+    except ValueError as error:
+        raise ValueError(f"{text}: a quote is not closed; put a name that has quotes into the other ones") from error
+
+
+def quoted_list(names: Iterable[str]) -> str:
+    """Names as a shell takes them in one word, for `name_list`: what a message offers to paste."""
+    return shlex.quote(shlex.join(names))
 
 
 @dataclass(frozen=True)

@@ -6,46 +6,33 @@ Frames are RGB uint8 until the last moment. Which frames are wanted is decided b
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.multiprocessing.reductions import reduce_tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
 from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Recipe
 from machine import cores
-from videos.splits import clip_file, read_part, scan_clips
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own chatter; failures are raised below
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # an unreadable file is told below
+from videos.decoding import VideoInfo, read_frames
+from videos.folder import scan_clips
+from videos.splits import clip_file, read_part
 
 DIFFERENCE_GAIN = 2.0  # of differences of values in [0, 1], which are small
 MODALITIES = ("rgb", "diff", "rgb+diff")
-HINT_TOLERANCE = 0.05  # a header may promise this share of frames too many before a file counts as broken
-
-
-class VideoError(RuntimeError):
-    """A video that can't be used; the message names the file, what was read and what to do."""
-
-
-class VideoInfo(NamedTuple):
-    """What a file's header says: `frames` is a hint, `fps` in frames per second, 0 where unknown; size in pixels."""
-
-    frames: int
-    fps: float
-    width: int
-    height: int
-
-
+ROOM = 32  # of a batch's size that must be free in shared memory, if it is to go through it
 # ---------------------------------------------------------------- sampling: pure functions
 #
 # `n` of a clip's `total` frames, as (n,) int64 indices, ascending, each within [0, total). `position` is where they
@@ -135,85 +122,7 @@ class FrameSampler:
         return torch.rand(self.num_frames if self.sampling == "segments" else 1, dtype=torch.float64).numpy()
 
 
-# ---------------------------------------------------------------- decoding
-
-def open_video(path: str | Path) -> tuple[cv2.VideoCapture, VideoInfo]:
-    """Opens a file with one decoder thread (more only cost time on clips this small).
-
-    Raises:
-        VideoError: the file is missing, or no decoder opens it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file; check the clip_path column and the data set's root folder")
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    if not capture.isOpened():
-        raise VideoError(f"{path}: can't be opened as a video ({path.stat().st_size} bytes); "
-                         "replace the file or remove its row from the split")
-    count, fps, width, height = (capture.get(what) for what in (
-        cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    fps = fps if np.isfinite(fps) and fps > 0 else 0.0
-    return capture, VideoInfo(max(int(count), 0), fps, int(width), int(height))
-
-
-def read_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a file in order and keeps the wanted frames only.
-
-    Args:
-        path: a video file.
-        choose: given the file's `VideoInfo`, the frame indices wanted, in any order, repeats allowed.
-
-    Returns:
-        (T, H, W, 3) uint8 RGB frames in the order wanted, and the (T,) int64 indices they have in the file.
-
-    Raises:
-        VideoError: the file can't be opened, holds no frame, or breaks off before the frames that its header
-            promises. A header that is off by at most 5 %, or silent, is corrected by the count of frames read.
-    """
-    cure = "fetch or copy the file again, or remove its row from the split"
-    count = None  # of the frames read, where the file ended before the last wanted one
-    for _ in range(3):
-        capture, info = open_video(path)
-        if count is not None:
-            info = info._replace(frames=count)
-        try:
-            wanted, frames, count = _keep_wanted(capture, info, choose)
-        finally:
-            capture.release()
-        if count is None:
-            return np.stack([frames[i] for i in wanted.tolist()]), wanted
-        if count == 0:
-            raise VideoError(f"{path}: holds no frame that can be decoded; {cure}")
-        if info.frames - count > max(2, HINT_TOLERANCE * info.frames):
-            raise VideoError(f"{path}: breaks off after frame {count} of the {info.frames} that its header promises; "
-                             f"{cure}")
-    raise VideoError(f"{path}: each reading of it gave another number of frames; is it being written?")
-
-
-def _keep_wanted(capture, info: VideoInfo, choose) -> tuple[np.ndarray, dict[int, np.ndarray], int | None]:
-    """The wanted indices, the frames kept by index, and, where the file ended too early, the frames read."""
-    if info.frames < 1:  # the header is silent
-        return np.empty(0, np.int64), {}, sum(1 for _ in iter(capture.grab, False))
-    wanted = np.asarray(list(choose(info)), dtype=np.int64)
-    keep, frames = set(wanted.tolist()), {}
-    for index in range(max(keep) + 1):
-        if not capture.grab():
-            return wanted, frames, index
-        if index in keep:
-            ok, frame = capture.retrieve()
-            if not ok:
-                return wanted, frames, index
-            frames[index] = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-    return wanted, frames, None
-
-
-def read_timed_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """`read_frames` with the frames' times in seconds instead of indices; 25 per second where the file is silent."""
-    frames, indices = read_frames(path, choose)
-    capture, info = open_video(path)
-    capture.release()
-    return frames, indices / (info.fps or 25.0)
-
+# ---------------------------------------------------------------- the seed's frames
 
 def extract_frames(path: str | Path, max_frames: int = 30, size: tuple[int, int] = (320, 240)) -> np.ndarray:
     """Uniformly spread frames, all of them where the clip is short, blurred with a 5x5 Gaussian.
@@ -485,8 +394,37 @@ def limit_threads(worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
+def start_worker(worker_id: int) -> None:
+    """Readies a loader worker: one thread, and tensors that leave it as `_handed_over` says."""
+    limit_threads(worker_id)
+    ForkingPickler.register(torch.Tensor, _handed_over)
+
+
+def _handed_over(tensor: torch.Tensor) -> tuple[Callable, tuple]:
+    """How a tensor is pickled: torch's way, which leaves it in shared memory, where that has ample room for what all
+    workers hold ready; else by value, through a pipe: a container may have 64 MB of it, or less."""
+    if ROOM * tensor.untyped_storage().nbytes() <= free_shared_memory():
+        with suppress(RuntimeError, OSError):  # here: where torch shares it, the batch would be lost and waited for
+            return reduce_tensor(tensor.share_memory_())
+    return torch.from_numpy, (tensor.numpy(),)
+
+
+def free_shared_memory() -> float:
+    """Bytes; infinite where shared memory has no limit of its own (macOS, Windows)."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return math.inf
+
+
+def stacked(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples as a batch, (B, ...) and (B,); torch's own collation takes shared memory in a worker."""
+    tensors, labels = zip(*samples, strict=True)
+    return torch.stack(tensors), torch.tensor(labels)
+
+
 def make_loader(dataset: Dataset, batch_size: int, shuffle: bool = False, num_workers: int | None = None,
-                collate: Callable = default_collate) -> DataLoader:
+                collate: Callable = stacked) -> DataLoader:
     """A DataLoader whose workers don't fight over cores; shuffling and their seeds come from torch's generator.
 
     `num_workers` None takes one process fewer than there are cores, four at most.
@@ -494,7 +432,7 @@ def make_loader(dataset: Dataset, batch_size: int, shuffle: bool = False, num_wo
     if num_workers is None:
         num_workers = min(max(cores() - 1, 1), 4)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, collate_fn=collate,
-                      worker_init_fn=limit_threads, pin_memory=torch.cuda.is_available())
+                      worker_init_fn=start_worker, pin_memory=torch.cuda.is_available())
 
 
 def load_dataset(root: str | Path, class_map: dict[str, int] | None = None) -> tuple[list[str], np.ndarray, dict]:

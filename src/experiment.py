@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from torch.utils.data import ConcatDataset, DataLoader
 from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, TITLES, Recipe, get_recipe
 from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, recipe_transform
 from features import Activations, Deployed, FrozenTrunk, trunk_activations
-from files import ResultFiles, differences, file_hash, keep_previous, read_json, save_array, write_json
+from files import ResultFiles, atomic_path, differences, file_hash, keep_previous, read_json, save_array, write_json
 from machine import accelerator, environment, memory_mb
 from modality import modality_scores
-from models import ARCHITECTURE, VideoModel, build_model, choose_backbone, choose_source, weights_file
+from models import ARCHITECTURE, VideoModel, WeightsError, build_model, choose_backbone, choose_source, weights_file
 from utils import (
     HISTORY,
     EarlyStopping,
@@ -28,8 +29,8 @@ from utils import (
     fit,
     make_optimizer,
     make_scheduler,
-    save_torch,
     seed_everything,
+    write_torch,
 )
 from videos.library import VideoData
 
@@ -224,13 +225,15 @@ class Experiment:
         """Writes checkpoint, statistics and sidecar; the sidecar last, since it is what makes a checkpoint count.
 
         A model that was reloaded is saved already: nothing is written.
+
+        Raises:
+            WeightsError: as `save_weights`.
         """
         self.model.eval()
         if self.reloaded:
             return
         files, model = self.files, self.model
-        keep_previous(files)
-        save_torch(files.checkpoint, model.state_dict())
+        save_weights(files, model.state_dict())
         versions = environment(self.device)
         total, trained = model.count_parameters()
         size_mb = files.checkpoint.stat().st_size / 2**20
@@ -248,6 +251,23 @@ class Experiment:
         write_json(files.sidecar, {**self.request, "weights_file": pretrained, "environment": versions,
                                    "sha256": file_hash(files.checkpoint)})
         files.last.unlink(missing_ok=True)
+
+
+def save_weights(files: ResultFiles, weights: dict[str, torch.Tensor]) -> None:
+    """Writes a checkpoint, once it is loaded back as it was; an earlier model moves to the folder `previous`.
+
+    Raises:
+        WeightsError: it isn't: nothing is written, and an earlier model stays.
+    """
+    with atomic_path(files.checkpoint) as temporary:
+        write_torch(temporary, weights)
+        read = {}
+        with suppress(Exception):  # whatever is wrong with it shows now, not when it is needed
+            read = torch.load(temporary, map_location="cpu", weights_only=True)
+        if read.keys() != weights.keys() or not all(torch.equal(read[name], weights[name].cpu()) for name in read):
+            raise WeightsError(f"{files.checkpoint}: not saved: torch {torch.__version__} doesn't load it back as it "
+                               "was (constraints.txt has the versions that were tested together)")
+        keep_previous(files)
 
 
 # ---------------------------------------------------------------- reload or train

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from config import CACHE, CACHE_GB, ROOT
+from config import CACHE, ROOT, asked_number
 
 ABANDONED = 3600  # seconds after which a temporary file is taken for that of a killed process
 TRIM_EVERY = 64  # files written between two looks at the budget
@@ -218,7 +218,7 @@ def save_array(path: str | Path, values) -> None:
 # ---------------------------------------------------------------- computed once and kept
 
 class ArrayStore:
-    """A folder of .npy files, shared by processes, within a budget of `budget_gb` (10^9 bytes).
+    """A folder of .npy files, shared by processes, within a budget of `budget_gb` (10^9 bytes; None takes CACHE_GB).
 
     A file is named by everything that decides its content, the bytes of its clip among them, so that a changed clip has
     another file. It is written whole: two processes that compute the same write the same, and a file that is there is
@@ -226,7 +226,8 @@ class ArrayStore:
     about to be read.
     """
 
-    def __init__(self, folder: str | Path = CACHE, budget_gb: float = CACHE_GB):
+    def __init__(self, folder: str | Path = CACHE, budget_gb: float | None = None):
+        budget_gb = asked_number("CACHE_GB") if budget_gb is None else budget_gb
         self.folder, self.budget, self.written = Path(folder), budget_gb * 1e9, 0
         self.in_use: set[Path] = set()
 
@@ -289,13 +290,18 @@ class ArrayStore:
         return left
 
 
-def file_hash(path: str | Path) -> str:
-    """SHA-256 (hex) of a file's content; remembered within a process while size and time of the file stay."""
+def file_stamp(path: str | Path) -> tuple[int, ...]:
+    """What changes with a file's content or place: size, times of content and entry (ns), and number in its system."""
     stat = os.stat(path)
-    return _hash(str(path), stat.st_size, stat.st_mtime_ns)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's content; remembered within a process while the file's stamp stays."""
+    return _hash(str(path), file_stamp(path))
 
 
 @lru_cache(maxsize=1 << 16)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
+def _hash(path: str, stamp: tuple[int, ...]) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,7 +38,8 @@ TORCHVISION = {
 
 
 class WeightsError(RuntimeError):
-    """Pretrained weights that can't be had; the message names the file and what to do."""
+    """Pretrained weights that can't be had, or trained ones that can't be loaded back; the message names the file and
+    what to do."""
 
 
 # ---------------------------------------------------------------- pretrained weights

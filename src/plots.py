@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,10 +13,13 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image, display
+from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from pandas.api.types import is_numeric_dtype
 from PIL import Image as Picture
 from sklearn.metrics import ConfusionMatrixDisplay
@@ -25,14 +30,85 @@ from metrics import coverage_curve, reliability
 
 PALETTE = sns.color_palette("colorblind")
 FINER = 1.5  # pixels of a drawn figure to one of the screen
+# Fonts that are asked, where they are installed, for signs that the usual ones lack, such as Chinese ones and emoji.
+# Fonts of coloured pictures, which Matplotlib can't draw, are not among them.
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans SC",
+         "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+         "Droid Sans Fallback", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "SimHei", "PingFang SC",
+         "Hiragino Sans GB", "Hiragino Sans", "Heiti TC", "Apple SD Gothic Neo", "Arial Unicode MS", "Noto Emoji",
+         "Segoe UI Emoji", "Segoe UI Symbol", "Symbola", "Noto Sans Symbols 2", "Apple Symbols")
+LONGEST, LONGEST_TITLE = 32, 140  # columns of a name, and of the words above a strip of frames, as they are drawn
 
 
 def set_style() -> None:
-    """The look of all figures."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 100, "figure.constrained_layout.use": True,
-                         "axes.titlesize": 12, "axes.titleweight": "bold"})
+    """The look of all figures, and of tables as notebooks show them.
 
+    Dollar signs, which names of classes and files may hold, begin no formula, neither in figures nor in tables: numbers
+    of logarithmic axes are plain text (see `logarithmic`). Signs that the usual font lacks are looked for in `FONTS`.
+    """
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    installed = set(font_manager.get_font_names())
+    plt.rcParams.update({"figure.dpi": 100, "figure.constrained_layout.use": True,
+                         "axes.titlesize": 12, "axes.titleweight": "bold", "text.parse_math": False,
+                         "font.family": ["sans-serif", *(name for name in FONTS if name in installed)]})
+    pd.set_option("display.html.use_mathjax", False)
+
+
+# ---------------------------------------------------------------- names
+
+def drawn(name: str, longest: int = LONGEST) -> str:
+    """A name, or words with names in them, as figures draw them.
+
+    A sign that no font in use has, and a line break or another control sign, is written as its hexadecimal code, as
+    browsers draw it in a box: `[1F3C3] run.mp4`. What is wider than `longest` columns is shortened in the middle, where
+    `…` then stands.
+    """
+    there = _drawable(tuple(plt.rcParams["font.family"]))
+    signs = [sign if ord(sign) in there else f"[{ord(sign):04X}]" for sign in name]
+    widths = np.array([columns(sign) for sign in signs], dtype=int)
+    if widths.sum() <= longest:
+        return "".join(signs)
+    first = np.searchsorted(widths.cumsum(), longest // 2, side="right")  # signs that fit into the first half
+    last = np.searchsorted(widths[::-1].cumsum(), (longest - 1) // 2, side="right")
+    return "".join([*signs[:first], "…", *signs[len(signs) - last:]])
+
+
+def columns(text: str) -> int:
+    """The width of a text, roughly, in letters of Latin; those of Chinese, Japanese and Korean count two."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
+
+
+@lru_cache
+def _drawable(families: tuple[str, ...]) -> frozenset[int]:
+    """Codes of the signs that are in the fonts of these families, both in normal and in bold ones; no control signs."""
+    by_weight = []
+    for weight in ("normal", "bold"):
+        files = [font_manager.findfont(font_manager.FontProperties(family=[its], weight=weight)) for its in families]
+        by_weight.append({code for file in files for code in font_manager.get_font(file).get_charmap()})
+    return frozenset(code for code in set.intersection(*by_weight) if unicodedata.category(chr(code)) != "Cc")
+
+
+def legend(ax: Axes, handles: Sequence[Artist], names: Iterable[str], **settings) -> None:
+    """A legend of names, also those that begin with an underscore, which Matplotlib would leave out."""
+    box = ax.legend(handles, [" "] * len(handles), **settings)
+    for text, name in zip(box.get_texts(), names, strict=True):
+        text.set_text(drawn(name))
+
+
+class PlainNumbers(LogFormatter):
+    """The numbers that Matplotlib writes on a logarithmic axis, without its powers of ten, which are formulas."""
+
+    def __call__(self, x, pos=None):
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def logarithmic(axis: Axis) -> None:
+    """Writes plain numbers on an axis that has a logarithmic scale."""
+    axis.set_major_formatter(PlainNumbers())
+    axis.set_minor_formatter(PlainNumbers())
+
+
+# ---------------------------------------------------------------- figures as files and pictures
 
 def show(figure: Figure, path: str | Path | None = None) -> None:
     """Draws a figure once, shows it, saves the same picture where a path is given, and closes it.
@@ -71,6 +147,8 @@ def png(figure: Figure, finer: float = 1) -> bytes:
     return buffer.getvalue()
 
 
+# ---------------------------------------------------------------- data on axes
+
 def from_the_top(ax: Axes) -> None:
     """Horizontal bars in the order of their table from the top down, also where axes share their scale."""
     if not ax.yaxis_inverted():
@@ -98,22 +176,30 @@ def curve(history: dict[str, list[float]], what: str, title: str, ax: Axes, best
 
 def confusion_heatmap(matrix: np.ndarray, classes: list[str], title: str, ax: Axes) -> None:
     """Confusion matrix with counts: true class by row, predicted class by column."""
-    many = len(classes) > 15
-    ConfusionMatrixDisplay(matrix, display_labels=classes).plot(
-        include_values=not many, cmap="Blues", ax=ax, colorbar=many, xticks_rotation=45 if len(classes) > 4 else 0)
+    many, names = len(classes) > 15, [drawn(name) for name in classes]
+    side_by_side = len(names) <= 4 and sum(map(columns, names)) <= 32
+    ConfusionMatrixDisplay(matrix, display_labels=names).plot(
+        include_values=not many, cmap="Blues", ax=ax, colorbar=many, xticks_rotation=0 if side_by_side else 45)
+    if not side_by_side:  # each name ends below its column
+        plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    if max(map(columns, names)) > 16:
+        ax.tick_params(labelsize=8)
     ax.set(xlabel="predicted class", ylabel="true class", title=title)
     ax.grid(False)
 
 
 def clip_strip(frames: np.ndarray, title: str, axes: np.ndarray, times: np.ndarray | None = None) -> None:
-    """Frames of a clip in a row of axes: (T, H, W, 3) uint8; `times` in seconds stand below them."""
+    """Frames of a clip in a row of axes: (T, H, W, 3) uint8; `times` in seconds stand below them.
+
+    The title is `drawn`, with `LONGEST_TITLE` columns at most.
+    """
     for i, (frame, ax) in enumerate(zip(frames, axes, strict=False)):
         ax.imshow(frame)
         ax.set(xticks=[], yticks=[])
         if times is not None:
             ax.set_xlabel(f"{times[i]:.1f} s", fontsize=8, labelpad=2)
     axes[0].set_title(" ", fontsize=10)  # keeps the height; the words run over the strip and must not widen a column
-    axes[0].text(0, 1.06, title, fontsize=10, transform=axes[0].transAxes, in_layout=False)
+    axes[0].text(0, 1.06, drawn(title, LONGEST_TITLE), fontsize=10, transform=axes[0].transAxes, in_layout=False)
 
 
 def clip_strips(clips: Iterable[tuple]) -> Figure:
@@ -149,6 +235,8 @@ def cost_bars(results: dict[str, dict], key: str, label: str, ax: Axes) -> None:
     far = max(values.values()) > 30 * min(values.values())
     labelled_bars(values, lambda value: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", ax, xlabel=label,
                   title=label.split(" [")[0], xscale="log" if far else "linear")
+    if far:
+        logarithmic(ax.xaxis)
 
 
 def labelled_bars(values: dict[str, float], form: str | Callable[[float], str], ax: Axes, **settings) -> None:
@@ -231,7 +319,7 @@ def grouped_bars(table: pd.DataFrame, ax: Axes, **settings) -> None:
 
 def class_counts(counts: pd.DataFrame, ax: Axes) -> None:
     """Clips of each class by part, stacked: what `splits.split_table` gives."""
-    counts = counts.drop(index="total", columns="total")
+    counts = counts.iloc[:-1].drop(columns="total").rename(index=drawn)
     grouped_bars(counts, ax, stacked=True)
     for bars in ax.containers if len(counts) <= 15 else []:
         ax.bar_label(bars, label_type="center", color="white", fontweight="bold")
@@ -241,11 +329,12 @@ def class_counts(counts: pd.DataFrame, ax: Axes) -> None:
 
 def by_class(report: pd.DataFrame, column: str, label: str, ax: Axes) -> None:
     """The spread of one of `audit.check_clips`'s columns in each class: quartiles, and every clip as a point."""
-    common = {"data": report, "x": column, "y": "label", "hue": "label", "order": sorted(report["label"].unique()),
-              "legend": False, "ax": ax}
+    classes = sorted(report["label"].unique())
+    common = {"data": report, "x": column, "y": "label", "hue": "label", "order": classes, "legend": False, "ax": ax}
     sns.boxplot(**common, fliersize=0, width=0.6, boxprops={"alpha": 0.4})
     if len(report) <= 1000:
         sns.stripplot(**common, size=3, alpha=0.6)
+    ax.set_yticks(range(len(classes)), [drawn(name) for name in classes])
     ax.set(xlabel=label, ylabel="", title=label.split(" [")[0], xlim=(0, None))
 
 
@@ -290,6 +379,7 @@ def search_history(trials: pd.DataFrame, ax: Axes) -> None:
     complete = trials[trials["state"] == "complete"]
     ax.step(complete["trial"], complete["loss"].cummin(), where="post", color=PALETTE[3], label="lowest so far")
     ax.set(xlabel="trial", ylabel="cross-validated loss", yscale="log", title="Search history")
+    logarithmic(ax.yaxis)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=9)
 
@@ -342,16 +432,21 @@ def cam_strip(frames: np.ndarray, maps: np.ndarray, title: str, axes: np.ndarray
 
 def embedding(table: pd.DataFrame, title: str, ax: Axes) -> None:
     """What `interpretation.trunk_embedding` gives: one point per clip, coloured by class, its marker by part."""
-    sns.scatterplot(table, x="x", y="y", hue="label", style="part", hue_order=sorted(table["label"].unique()),
-                    markers={"train": "o", "val": "s", "test": "X"}, s=60, alpha=0.8, ax=ax)
+    numbers = {name: f"class {number}" for number, name in enumerate(sorted(table["label"].unique()))}
+    sns.scatterplot(table.assign(label=table["label"].map(numbers)), x="x", y="y", hue="label", style="part",
+                    hue_order=list(numbers.values()), markers={"train": "o", "val": "s", "test": "X"}, s=60, alpha=0.8,
+                    ax=ax)
     ax.set(xlabel="", ylabel="", xticks=[], yticks=[], title=title)
-    ax.legend(bbox_to_anchor=(1, 1), loc="upper left")
+    handles, labels = ax.get_legend_handles_labels()
+    names = {number: name for name, number in numbers.items()}
+    legend(ax, handles, [names.get(label, label) for label in labels], bbox_to_anchor=(1, 1), loc="upper left")
 
 
 def probability_lines(table: pd.DataFrame, ax: Axes) -> None:
     """What `interpretation.probabilities_over_time` gives, one line per class."""
-    table.plot(ax=ax, marker="o", markersize=3, xlabel="seconds", ylabel="probability", ylim=(-0.03, 1.03))
-    ax.legend(fontsize=7)
+    table.plot(ax=ax, marker="o", markersize=3, legend=False)
+    ax.set(xlabel="seconds", ylabel="probability", ylim=(-0.03, 1.03))
+    legend(ax, ax.lines, table.columns, fontsize=7)
 
 
 def learning_curve(points: pd.DataFrame, title: str, ax: Axes) -> None:
@@ -362,6 +457,6 @@ def learning_curve(points: pd.DataFrame, title: str, ax: Axes) -> None:
                     color=PALETTE[number], label=model)  # side by side, so that no bar hides another
     shares = points.drop_duplicates("share").sort_values("share")
     ax.set(xlabel="training groups (clips per fold)", ylabel="accuracy of all videos, with 95 % interval",
-           title=title, xticks=100 * shares["share"])
+           title=drawn(title, 72), xticks=100 * shares["share"])
     ax.set_xticklabels([f"{row.share:.0%}\n({row.clips:.0f})" for row in shares.itertuples()])
     ax.legend(loc="lower right")

@@ -304,6 +304,12 @@ def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_torch(path: str | Path, state: dict) -> None:
-    """`torch.save`, whole or not at all; equal states give equal files."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # of a path the name would stand in it
+    """`write_torch`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        write_torch(temporary, state)
+
+
+def write_torch(path: Path, state: dict) -> None:
+    """`torch.save`, such that equal states give equal files."""
+    with open(path, "wb") as file:  # of a path the name would stand in it
         torch.save(state, file)

@@ -1,8 +1,11 @@
 """Small synthetic videos with known frames, and a small data set made of them."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["CACHE_DIR"] = tempfile.mkdtemp(prefix="tests-cache-")  # before `config` is imported; processes inherit it
 
 from pathlib import Path
 
@@ -38,9 +41,10 @@ def frame_numbers(frames: np.ndarray) -> list[int]:
 
 
 def moving_square(label: int, seed: int, count: int = 20) -> np.ndarray:
-    """A bright square on noise that moves right (label 0), down (1) or stays (2)."""
+    """A bright square on a scene of its own, with noise, that moves right (label 0), down (1) or stays (2)."""
     rng = np.random.default_rng([label, seed])
-    frames = rng.integers(0, 60, (count, 96, 128, 3), dtype=np.uint8)
+    scene = np.kron(rng.integers(0, 50, (6, 8, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
+    frames = scene + rng.integers(0, 30, (count, 96, 128, 3), dtype=np.uint8)
     x, y = rng.integers(5, 30, 2)
     for i, frame in enumerate(frames):
         left, top = x + (3 * i if label == 0 else 0), y + (2 * i if label == 1 else 0)
@@ -50,8 +54,9 @@ def moving_square(label: int, seed: int, count: int = 20) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
-    """Three classes of 6 groups of 2 clips, with splits by whole groups."""
-    from videos.splits import ensure_splits
+    """Three classes of 6 groups of 2 clips, and CSVs of a split by whole groups."""
+    from videos.folder import scan_clips
+    from videos.splits import make_split, write_split
 
     root = tmp_path_factory.mktemp("tiny")
     for label, name in enumerate(("PullUps", "Punch", "PushUps")):
@@ -59,8 +64,15 @@ def tiny_dataset(tmp_path_factory) -> Path:
             for clip in (1, 2):
                 path = root / name / f"v_{name}_g{group:02d}_c{clip:02d}.avi"
                 write_video(path, moving_square(label, 10 * group + clip), codec="XVID")
-    ensure_splits(root, root / "splits", "group")
+    write_split(make_split(scan_clips(root), "group"), root / "splits")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache():
+    """What tests keep in the cache goes with them."""
+    yield
+    shutil.rmtree(os.environ["CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -26,8 +26,8 @@ from classical.classifiers import (
 )
 from classical.descriptors import FAMILIES
 from conftest import REAL_CLIPS
-from data_loader import VideoError
-from files import read_json, update_json, write_json
+from files import file_hash, read_json, update_json, write_json
+from videos.decoding import VideoError
 from videos.library import open_data
 from videos.splits import group_folds
 
@@ -111,10 +111,12 @@ def test_what_differs_is_fitted_anew_and_the_old_kept(data, cache, monkeypatch, 
 
 
 def test_a_model_saved_before_its_encoder_moved_is_fitted_anew(data, cache, quick, monkeypatch, capsys):
+    model = load_or_fit("fisher_svm", data, cache=cache)
+    files = model.files
     with monkeypatch.context() as patch:
         patch.setattr(descriptors.FisherVectors, "__module__", "descriptors")
-        files = load_or_fit("fisher_svm", data, cache=cache).files
-    sidecar = read_json(files.sidecar)
+        files.checkpoint.write_bytes(skops.io.dumps(model.pipeline))
+    sidecar = {**read_json(files.sidecar), "sha256": file_hash(files.checkpoint)}
     del sidecar["encoder"]
     write_json(files.sidecar, sidecar)
     capsys.readouterr()

@@ -3,14 +3,18 @@
 import statistics
 import subprocess
 import sys
+from itertools import chain, combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import comparison
+import run_notebooks
 from config import ROOT
 from files import ClassicalFiles, ResultFiles, write_csv, write_json
+from machine import environment
 from metrics import classification_metrics, interval_table, seeds_reading
 
 
@@ -20,6 +24,10 @@ def table(seed=0, n=40, classes=("A", "B", "C")):
     rows = pd.DataFrame({"clip_path": [f"/c{i}.avi" for i in range(n)], "group": "g01", "label": rng.choice(classes, n),
                          "predicted": np.array(classes)[p.argmax(1)]})
     return rows.join(pd.DataFrame(p, columns=[f"p_{c}" for c in classes]))
+
+
+def powerset(names):
+    return chain.from_iterable(combinations(names, count) for count in range(len(names) + 1))
 
 
 def test_calibration_before_and_after():
@@ -46,7 +54,8 @@ def write_results(root, kind, predictions):
     write_json(files.stats, {
         **classification_metrics(predictions), "test_clips": len(predictions), "params": 10, "dataset": "d",
         "trained_params": 5, "train_time": 3.2, "inference_time": 0.1, "model_size_mb": 1.0, "memory_mb": 100.0,
-        "backbone": "resnet18" if kind == "2d" else "resnet3d", "weights": "none", "classes": ["A", "B", "C"]})
+        "backbone": "resnet18" if kind == "2d" else "resnet3d", "weights": "none", "classes": ["A", "B", "C"],
+        "environment": environment(), "split": {"sha256": "s"}})
 
 
 def test_comparison_reads_results_and_refuses_other_clips(tmp_path):
@@ -68,7 +77,7 @@ def test_comparison_reads_results_and_refuses_other_clips(tmp_path):
         files = ClassicalFiles(tmp_path, name)
         write_csv(files.predictions, table(2))
         write_json(files.stats, {**classification_metrics(table(2)), "title": name, "cv_mean": cv,
-                                 "inference_time": 0.01, "test_clips": 40})
+                                 "inference_time": 0.01, "test_clips": 40, "split": {"sha256": "s"}})
     results = comparison.load_results(tmp_path)
     assert list(results) == ["2D-CNN", "3D-CNN", "knn", "rbf_svm"]
     assert list(comparison.chosen(results)) == ["2D-CNN", "3D-CNN", "rbf_svm"]
@@ -78,6 +87,43 @@ def test_comparison_reads_results_and_refuses_other_clips(tmp_path):
     write_results(tmp_path, "3d", table(1).iloc[1:])
     with pytest.raises(ValueError, match="different clips"):
         comparison.load_results(tmp_path)
+
+
+def headline(root, split="s"):
+    return run_notebooks.headline(SimpleNamespace(results=root, split={"sha256": split}))
+
+
+def write_classical(root, name, predictions):
+    files = ClassicalFiles(root, name)
+    write_csv(files.predictions, predictions)
+    write_json(files.stats, {**classification_metrics(predictions), "title": name, "cv_mean": 0.9, "cv_how": "folds",
+                             "test_clips": len(predictions), "environment": environment(), "split": {"sha256": "s"}})
+
+
+@pytest.mark.parametrize("there", list(powerset(["2d", "3d", "knn"])), ids="-".join)
+def test_there_is_a_table_of_the_models_that_are_there(there, tmp_path):
+    for name in there:
+        (write_classical if name == "knn" else write_results)(tmp_path, name, table(0))
+    notebooks = {"2d": "03_2d_cnn", "3d": "04_3d_cnn", "knn": "02_classical_ml"}
+    told = headline(tmp_path)
+    assert {name for name, notebook in notebooks.items() if notebook not in told} == set(there)
+    if not there:
+        assert told.startswith("no headline table yet: ") and len(told.splitlines()) == 1
+        with pytest.raises(FileNotFoundError, match="no evaluated model there; run 03_2d_cnn"):
+            comparison.load_results(tmp_path)
+        return
+    results = comparison.load_results(tmp_path)
+    titles = [{"2d": "2D-CNN", "3d": "3D-CNN"}.get(name, name) for name in there]
+    assert list(results) == titles and list(comparison.chosen(results)) == titles
+    assert all(title in told for title in titles) and "measured on" in told
+    assert (comparison.lacking(results) == "") == (len(there) == 3)
+    assert comparison.disagreements(results).empty  # all have the same predictions
+
+
+def test_results_that_do_not_go_together_are_told_not_raised(tmp_path):
+    write_results(tmp_path, "2d", table(0))
+    write_results(tmp_path, "3d", table(0).iloc[1:])
+    assert headline(tmp_path).startswith("no headline table yet: 2D-CNN and 3D-CNN were tested on")
 
 
 def test_summary_of_seeds():

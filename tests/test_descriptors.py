@@ -30,8 +30,8 @@ from classical.descriptors import (
     small_frames,
 )
 from conftest import REAL_CLIPS, moving_square, write_video
-from data_loader import VideoError, VideoInfo
 from files import ArrayStore
+from videos.decoding import VideoError, VideoInfo
 from videos.demo import render_clip
 
 

@@ -64,7 +64,7 @@ def test_results_contract_and_reload_without_a_clip(data, cache, monkeypatch):
     def no_clip(*_):
         raise AssertionError("a clip was opened")
 
-    monkeypatch.setattr(data_loader, "open_video", no_clip)
+    monkeypatch.setattr(data_loader, "read_frames", no_clip)
     monkeypatch.setattr(features, "file_hash", no_clip)
     again = train(data, cache, weights="auto")
     assert again.reloaded and again.stats == stats and again.history == first.history

@@ -29,8 +29,9 @@ from conftest import write_video
 from experiment import Experiment, untrained
 from files import ModelFiles, read_json, read_predictions
 from folds import fold_sets, fold_table
+from videos.folder import PARTS
 from videos.library import open_data
-from videos.splits import PARTS, group_pairs, make_folds, split_hash
+from videos.splits import group_pairs, make_folds, split_hash
 
 RECIPE = get_recipe("recommended", "2d", modality="auto", num_frames=3, stills=2, size=64, grid="1x1", train_views=1,
                     test_clips=1, epochs=4, patience=2, batch_size=8, precision="float32")
@@ -191,7 +192,7 @@ def test_what_decides_the_predictions_is_noticed(data, tiny_dataset, tmp_path):
     """Another request, seed or number of folds, and a clip's changed bytes."""
     cache, root = tmp_path / "cache", tmp_path / data.name
     shutil.copytree(tiny_dataset, root)
-    data = open_data(str(root), results=tmp_path / "results")
+    data = open_data(str(root), results=tmp_path / "copied")
     validated(data, Guesses(), cache)
     for changes, count in (({"asked": {"a": 2}}, 5), ({"seed": 1}, 5), ({"count": 3}, 3)):
         again = Guesses()

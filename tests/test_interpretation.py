@@ -20,7 +20,7 @@ import comparison
 import plots
 from config import Preprocessing, get_recipe
 from conftest import REAL_CLIPS, moving_square, write_video
-from data_loader import read_frames, segment_indices
+from data_loader import segment_indices
 from experiment import Experiment
 from files import ResultFiles, read_json, write_json
 from models import Frames, PerFrame, VideoModel, build_model
@@ -39,6 +39,7 @@ from studies.interpretation import (
     trunk_embedding,
     variant_orders,
 )
+from videos.decoding import read_frames
 from videos.demo import render_clip
 from videos.library import open_data
 

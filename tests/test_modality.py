@@ -19,7 +19,6 @@ from data_loader import (
     ClipViews,
     FrameSampler,
     VideoDataset2D,
-    VideoInfo,
     denormalize,
     eval_transform,
     recipe_transform,
@@ -36,6 +35,7 @@ from models import (
     preprocessing_of,
     recipe_preprocessing,
 )
+from videos.decoding import VideoInfo
 from videos.library import open_data
 
 SMALL = {"num_frames": 4, "stills": 2, "size": 64, "train_views": 2, "test_clips": 2, "precision": "float32"}

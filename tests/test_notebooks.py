@@ -9,7 +9,9 @@ import nbformat
 import pytest
 
 import run_notebooks
-from config import ROOT
+from config import NUMBERS, ROOT, asked_number
+from files import ArrayStore
+from videos.library import open_data
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -70,6 +72,45 @@ def test_runner_writes_whole_notebooks_and_keeps_the_old_one_on_failure(tmp_path
     with pytest.raises(SystemExit, match=r"bad\.ipynb failed: ValueError: told"):
         run_notebooks.execute(bad, bad, tmp_path / "failed", 0.0, run_notebooks.start_kernel())
     assert bad.read_bytes() == before and (tmp_path / "failed" / "bad.ipynb").is_file()
+
+
+@pytest.mark.parametrize("names", [["no_such"], ["03_2d_cnn", "3d"], ["03_2d_cnn.ipynb"], [""]])
+def test_runner_names_the_notebooks_there_are_before_anything_runs(names, monkeypatch):
+    monkeypatch.setenv("DATASET", "no/such/folder")  # which isn't looked for
+    with pytest.raises(SystemExit) as stopped:
+        run_notebooks.main(names)
+    assert stopped.value.code == f"error: no notebook {names[-1]}: there are {', '.join(p.stem for p in NOTEBOOKS)}"
+
+
+def test_runner_of_one_notebook_ends_well_whatever_models_there_are(tmp_path, tiny_dataset, monkeypatch, capsys):
+    data = open_data(str(tiny_dataset), results=tmp_path / "results")
+    monkeypatch.setattr(run_notebooks, "open_asked", lambda: data)
+    monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
+    notebook_with("1", tmp_path / "03_2d_cnn.ipynb")
+    run_notebooks.main(["03_2d_cnn"])
+    assert "no headline table yet" in capsys.readouterr().out
+    assert (data.results / "notebooks" / "03_2d_cnn.ipynb").is_file()
+
+
+@pytest.mark.parametrize(("name", "text", "kind"), [
+    ("SEED", "abc", "a whole number"), ("SEED", "-1", "a whole number"), ("SEED", "1.5", "a whole number"),
+    ("SEED", "4294967296", "a whole number"), ("FOLDS", "five", "a whole number"), ("SEEDS", "0", "a whole number"),
+    ("TRIALS", "0", "a whole number"), ("CACHE_GB", "much", "a number"), ("CACHE_GB", "nan", "a number")])
+def test_runner_names_a_variable_that_is_no_number_before_anything_runs(name, text, kind, monkeypatch):
+    monkeypatch.setenv("DATASET", "no/such/folder")
+    monkeypatch.setenv(name, text)
+    with pytest.raises(SystemExit, match=f"^error: {name}={text}: not {kind} from "):
+        run_notebooks.main([])
+
+
+def test_numbers_are_those_of_the_environment_or_their_defaults(monkeypatch):
+    for name, (default, _, _) in NUMBERS.items():
+        monkeypatch.setenv(name, "")
+        assert asked_number(name) == default
+        monkeypatch.setenv(name, "7")
+        assert asked_number(name) == 7 and type(asked_number(name)) is type(default)
+    monkeypatch.setenv("CACHE_GB", "0.5")
+    assert ArrayStore("no/such/folder").budget == 0.5e9
 
 
 def test_runner_names_a_missing_data_set(monkeypatch):

@@ -21,8 +21,9 @@ from comparison import FISHER, curve_reading, fusion_title, learning_curve
 from config import get_recipe
 from experiment import plan
 from files import ClassicalFiles, read_predictions, write_csv, write_json
+from videos.folder import scan_clips
 from videos.library import open_data
-from videos.splits import group_pairs, make_folds, scan_clips, thinned
+from videos.splits import group_pairs, make_folds, thinned
 
 TINY = {"precision": "float32", "num_frames": 2, "stills": 2, "train_views": 1, "epochs": 2, "test_clips": 2,
         "batch_size": 8, "size": 32, "grid": "1x1", "modality": "diff"}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data
 from config import ROOT
 from conftest import REAL_CLIPS
+from videos.folder import COLUMNS, PARTS, group_of, has_groups, scan_clips
 from videos.splits import (
-    COLUMNS,
     KINDS,
-    PARTS,
     check_leakage,
     ensure_splits,
     group_folds,
-    group_of,
-    has_groups,
     leakage_warning,
     make_split,
+    read_part,
     read_split,
-    scan_clips,
     split_hash,
     split_parts,
     split_table,
+    united,
     write_split,
 )
 
@@ -79,7 +77,7 @@ def test_scan_lists_videos_of_class_folders_only(tmp_path):
 
 @pytest.mark.parametrize("files, classes, error, words", [
     ([], None, FileNotFoundError, "no clips in"),
-    (["A/a.avi", "B/b.avi"], ["A", "Z"], FileNotFoundError, "has no clips of Z: .*A, B"),
+    (["A/a.avi", "B/b.avi"], ["A", "Z"], ValueError, "no class Z: there are CLASSES='A B'"),
     (["A/a.avi", "B/b.avi"], ["A"], ValueError, "at least two classes .*A, B"),
     (["A/a.avi"], None, ValueError, "at least two classes")])
 def test_scan_errors_name_folder_and_cure(tmp_path, files, classes, error, words):
@@ -163,8 +161,10 @@ def test_random_gives_271_45_46():
 @pytest.mark.parametrize("sizes, kind, words", [
     ({"A": [4] * 6, "B": [2] * 25}, "official1", "A without a clip for train and val .*g06.*SPLIT=group"),
     ({"A": [1] * 26, "B": [1] * 25}, "official2", "g01 to g25.*/A/v_A_g26_c01.avi.*SPLIT=group"),
-    ({"A": [5, 5], "B": [1] * 9}, "group", "too few groups in A: it has 2.*SPLIT=random"),
-    ({"A": [1, 1], "B": [1] * 9}, "random", "A has 2; give every class at least 8"),
+    ({"A": [5, 5], "B": [1] * 9, "C": [8], "D": [2] * 4}, "group",
+     "too few groups.*: A has 2, C has 1; add clips, or leave them out with CLASSES='B D', or use SPLIT=random"),
+    ({"A": [1, 1], "B": [1] * 9}, "group", "A has 2; add clips$"),
+    ({"A": [1, 1], "B b": [1] * 9, "C$": [1] * 9}, "random", r"A has 2; add clips, or leave them out with CLASSES="),
     ({"A": [1] * 9, "B": [1] * 9}, "kfold", "no split 'kfold': there are official1")])
 def test_split_errors_name_class_and_cure(sizes, kind, words):
     with pytest.raises(ValueError, match=words):
@@ -255,37 +255,177 @@ def test_hash_is_of_the_set_of_clips():
     assert split_hash({**parts, "val": parts["test"], "test": parts["val"]}) != split_hash(parts)
 
 
-def test_ensure_makes_splits_once_and_respects_a_users_own(tmp_path):
-    touch(tmp_path, *(path[1:] for path in three_classes["clip_path"]))
-    folder = tmp_path / "splits"
-    paths = ensure_splits(tmp_path, folder, "official1", COUNTS)
-    assert split_table(read_split(folder)).loc["total"].tolist() == [199, 56, 107, 362]
-    before = {name: path.read_bytes() for name, path in paths.items()}
-    assert ensure_splits(tmp_path, folder, "random", COUNTS) == paths
-    assert {name: path.read_bytes() for name, path in paths.items()} == before
-    with pytest.raises(ValueError, match=r"hold PullUps, Punch, PushUps, not PullUps, Punch: .*move the"):
-        ensure_splits(tmp_path, folder, "official1", iter(["Punch", "PullUps"]))
-    paths["val"].unlink()
+def with_contents(clips: pd.DataFrame) -> pd.DataFrame:
+    """The clips with a content of their own each."""
+    return clips.assign(sha256=["content of " + path for path in clips["clip_path"]])
+
+
+def parts_of(paths: dict[str, Path]) -> dict[str, str]:
+    """Part of each clip_path."""
+    return {clip: part for part, path in paths.items() for clip in read_part(path)["clip_path"]}
+
+
+def test_a_split_is_made_once_and_a_users_own_is_respected(tmp_path):
+    clips, folder = with_contents(three_classes), tmp_path / "splits"
+    paths, lines = ensure_splits(clips, folder, "official1")
+    assert split_table(read_split(folder)).loc["total"].tolist() == [199, 56, 107, 362] and lines == []
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert ensure_splits(clips, folder, "random") == (paths, [])
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    own = write_split(make_split(three_classes[three_classes["label"] != "Punch"], "random"), tmp_path / "own")
+    before = {path: path.read_bytes() for path in own.values()}
+    used, lines = ensure_splits(clips, tmp_path / "own", "group")
+    assert used == own and {path: path.read_bytes() for path in own.values()} == before
+    assert len(lines) == 1 and lines[0].startswith("160 clips are in none of the CSVs") and "left out" in lines[0]
+    with pytest.raises(FileNotFoundError, match=r"^102 clips of the split in .*own are not there") as stopped:
+        ensure_splits(clips[clips["label"] == "PullUps"], tmp_path / "own", "group")
+    assert str(stopped.value).count("/PushUps/") == 102  # all of them at once
+    own["val"].unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks val.csv"):
-        ensure_splits(tmp_path, folder, "official1")
+        ensure_splits(clips, tmp_path / "own", "official1")
 
 
-def test_command_line(tmp_path, capsys):
-    touch(tmp_path, *(path[1:] for path in three_classes["clip_path"]))
-    data.main(["split", str(tmp_path), "--classes", "Punch", "PullUps"])
-    printed = capsys.readouterr().out
-    assert "Punch" in printed and "total" in printed and "written (group)" in printed
-    assert "in more than one part" not in printed
-    write_split(make_split(scan_clips(tmp_path), "random"), tmp_path / "splits")
-    before = (tmp_path / "splits" / "train.csv").read_bytes()
-    data.main(["split", str(tmp_path), "--classes", "all"])
-    printed = capsys.readouterr().out
-    assert "kept as they were" in printed and "groups are in more than one part" in printed
-    assert (tmp_path / "splits" / "train.csv").read_bytes() == before
-    (tmp_path / "splits" / "val.csv").unlink()
-    with pytest.raises(SystemExit, match=r"error: .*lacks val\.csv") as stopped:
-        data.main(["split", str(tmp_path)])
-    assert "\n" not in str(stopped.value)
+def test_a_split_that_was_edited_by_hand_is_the_users(tmp_path):
+    clips = with_contents(three_classes)
+    paths, _ = ensure_splits(clips, tmp_path, "group")
+    table = pd.read_csv(paths["train"])
+    table.iloc[1:].to_csv(paths["train"], index=False)
+    _, lines = ensure_splits(clips, tmp_path, "group")
+    assert lines[0].startswith("1 clips are in none of the CSVs") and len(pd.read_csv(paths["train"])) == len(table) - 1
+
+
+@given(data_sets, data_sets, seeds)
+@settings(deadline=None, max_examples=25)
+def test_what_had_a_part_keeps_it_when_clips_are_added_and_removed(before, after, seed):
+    """Whatever is added, removed or relabelled: groups stay whole and where they were, so that no test clip trains."""
+    with tempfile.TemporaryDirectory() as folder:
+        old = parts_of(ensure_splits(with_contents(clips_of(before)), folder, "group", seed)[0])
+        clips = with_contents(clips_of(after))
+        paths, lines = ensure_splits(clips, folder, "group", seed)
+        new, changed = parts_of(paths), set(old) != set(clips["clip_path"])
+        assert sorted(new) == sorted(clips["clip_path"])
+        assert len(lines) == changed
+        if changed and "extended" in lines[0]:
+            by_group = {path.rsplit("_", 1)[0]: part for path, part in old.items()}
+            assert all(by_group.get(path.rsplit("_", 1)[0], part) in (part, "train") for path, part in new.items())
+            assert not [path for path, part in new.items() if part == "train" and old.get(path, part) != part]
+        parts = read_split(folder)
+        assert check_leakage(parts).empty and all(set(its["label"]) == set(after) for its in parts.values())
+        assert ensure_splits(clips, folder, "group", seed) == (paths, [])
+
+
+def test_added_clips_and_classes_are_dealt_out_and_said(tmp_path):
+    clips = with_contents(clips_of({"A": [2] * 8, "B": [2] * 8}))
+    old = parts_of(ensure_splits(clips, tmp_path, "group")[0])
+    grown = with_contents(clips_of({"A": [2] * 16, "B": [2] * 8, "C": [1] * 8}))
+    paths, lines = ensure_splits(grown, tmp_path, "group")
+    new = parts_of(paths)
+    assert {path: new[path] for path in old} == old
+    assert split_table(read_split(tmp_path))[["val", "test"]].T.to_numpy().tolist() == [[4, 2, 1, 7]] * 2
+    assert lines == [f"the clips changed (24 added); the split in {tmp_path} was extended: what had a part keeps it"]
+
+
+@pytest.mark.parametrize("kind", ["group", "random"])
+def test_a_relabelled_clip_keeps_its_part(tmp_path, kind):
+    clips = with_contents(clips_of({"A": [1] * 16, "B": [1] * 16}))
+    old = parts_of(ensure_splits(clips, tmp_path, kind)[0])
+    moved = next(path for path, part in old.items() if part == "test" and path.startswith("/A"))
+    there, columns = moved.replace("A", "B").replace("_g", "_moved_g"), ["clip_path", "clip_name", "label", "group"]
+    clips.loc[clips["clip_path"] == moved, columns] = [there, there[3:], "B", "g40"]
+    paths, lines = ensure_splits(clips, tmp_path, kind)
+    assert parts_of(paths)[there] == "test" and "(1 moved or relabelled)" in lines[0]
+
+
+def test_exchanged_contents_are_another_split_with_the_same_rows(tmp_path):
+    clips = with_contents(clips_of({"A": [1] * 8, "B": [1] * 8}))
+    paths, _ = ensure_splits(clips, tmp_path, "group")
+    contents = dict(zip(clips["clip_path"], clips["sha256"], strict=True))
+    before, rows = split_hash(read_split(tmp_path), contents), {part: path.read_text() for part, path in paths.items()}
+    first, second = clips["clip_path"].iloc[[0, -1]]
+    contents[first], contents[second] = contents[second], contents[first]
+    clips["sha256"] = clips["clip_path"].map(contents)
+    _, lines = ensure_splits(clips, tmp_path, "group")
+    assert "(2 with other content)" in lines[0]
+    assert {part: path.read_text() for part, path in paths.items()} == rows
+    assert split_hash(read_split(tmp_path), contents) != before
+
+
+def test_where_too_little_is_left_the_split_is_made_anew(tmp_path):
+    clips = with_contents(clips_of({"A": [1] * 8, "B": [1] * 8}))
+    old = parts_of(ensure_splits(clips, tmp_path, "group")[0])
+    left = clips[[old[path] == "train" or path.startswith("/B") for path in clips["clip_path"]]]
+    paths, lines = ensure_splits(left, tmp_path, "group")
+    assert "made anew" in lines[0] or set(parts_of(paths).values()) == set(PARTS)
+    assert check_leakage(read_split(tmp_path)).empty
+    assert all(set(its["label"]) == {"A", "B"} for its in read_split(tmp_path).values())
+
+
+# ---------------------------------------------------------------- copies
+
+@given(data_sets, seeds, st.data())
+@settings(deadline=None, max_examples=30)
+def test_copies_are_kept_in_one_part(sizes, seed, draws):
+    clips = clips_of(sizes)
+    numbers = st.lists(st.integers(0, len(clips) - 1), min_size=2, max_size=3, unique=True)
+    copies = clips["clip_path"].copy()
+    for rows in draws.draw(st.lists(numbers, max_size=3)):
+        copies.iloc[rows] = copies.iloc[rows[0]]
+    for kind in ("group", "random"):
+        table = united(clips, copies) if kind == "group" else clips.assign(copy_of=copies)
+        try:
+            split = make_split(table.assign(copy_of=copies), kind, seed)
+        except ValueError as error:  # too few are left that are not tied together
+            assert "too few" in str(error) or "is left for" in str(error)
+            continue
+        part = split.set_index("clip_path")["part"]
+        assert (part[clips["clip_path"]].groupby(copies.to_numpy()).nunique() == 1).all()
+        if kind == "group":
+            assert check_leakage(split_parts(split)).empty
+
+
+def test_groups_that_show_the_same_clip_are_one():
+    clips = clips_of({"A": [2] * 4, "B": [2] * 4})
+    copies = clips["clip_path"].copy()
+    assert united(clips, copies).equals(clips)
+    copies.iloc[2] = copies.iloc[0]  # A g02 and A g01
+    copies.iloc[8] = copies.iloc[6]  # B g01 and A g04
+    groups = united(clips, copies)["group"].tolist()
+    assert groups == ["g01=g02"] * 4 + ["g03"] * 2 + ["=A/g04=B/g01"] * 4 + ["g02"] * 2 + ["g03"] * 2 + ["g04"] * 2
+    folds, how = group_folds(united(clips, copies), 3, False, 0)
+    assert "copies kept together" in how
+    assert all(len({6, 7, 8, 9} & set(held_out)) in (0, 4) for _, held_out in folds)
+
+
+# ---------------------------------------------------------------- given parts, and lists as people write them
+
+def test_given_parts_are_kept_and_a_missing_one_is_taken_from_train():
+    clips = clips_of({"A": [2] * 8, "B": [2] * 8})
+    given_parts = clips.assign(part=["test" if number % 4 == 0 else "train" for number in range(len(clips))])
+    split = make_split(given_parts, "given")
+    assert (split["part"] == "test").tolist() == (given_parts.sort_values("clip_path")["part"] == "test").tolist()
+    assert set(split["part"]) == set(PARTS)
+    assert make_split(split, "given")["part"].tolist() == split["part"].tolist()
+    one_sided = clips.assign(part=["test", *["train"] * 31])
+    with pytest.raises(ValueError, match=r"test has no clip of B: .*SPLIT=group"):
+        make_split(one_sided, "given")
+
+
+@pytest.mark.parametrize("text", [
+    "clip_path,label\n/A/a.avi,A\n", "\ufeffclip_path,label\r\n/A/a.avi,A\r\n", "clip_path;label\n/A/a.avi;A\n",
+    "label,clip_path\nA,\\A\\a.avi\n", "label, clip_path\nA,A/a.avi\n", "clip_path;label\r\nA\\a.avi;A\r\n"])
+def test_lists_are_read_as_people_write_them(tmp_path, text):
+    (tmp_path / "train.csv").write_bytes(text.encode())
+    assert read_part(tmp_path / "train.csv").values.tolist() == [["a.avi", "/A/a.avi", "A", "a"]]
+
+
+def test_names_with_separators_survive_a_split(tmp_path):
+    names = ["a;b,c.avi", "back\\slash.avi", 'say "x".avi', "nan", "1.avi", "  blank .avi", "é.avi", "tab\t.avi"]
+    rows = [(name, f"/{label}/{name}", label, name) for label in ("1", "nan") for name in names]
+    split = pd.DataFrame(rows, columns=COLUMNS).assign(part=[*PARTS, *PARTS, "train", "test"] * 2)
+    write_split(split, tmp_path)
+    parts = read_split(tmp_path)
+    assert {tuple(row) for its in parts.values() for row in its.to_numpy()} == set(rows)
 
 
 sizes_of_groups = st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=9), min_size=2, max_size=4)
@@ -330,8 +470,8 @@ def test_ucf101_sized_tree_takes_seconds_and_little_memory(tmp_path):
         clips = clips_of({f"Class{number:03d}": spread(131 + (number < 89))})
         touch(tmp_path, *(path[1:] for path in clips["clip_path"]))
     program = (
-        "import json, resource, sys, time; start = time.perf_counter(); from videos import splits\n"
-        "clips = splits.scan_clips(sys.argv[1])\n"
+        "import json, resource, sys, time; start = time.perf_counter(); from videos import folder, splits\n"
+        "clips = folder.scan_clips(sys.argv[1])\n"
         "for kind in splits.KINDS:\n"
         "    splits.write_split(splits.make_split(clips, kind), sys.argv[2])\n"
         "    parts = splits.read_split(sys.argv[2])\n"

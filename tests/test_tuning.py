@@ -28,11 +28,12 @@ import features
 import plots
 import tune
 from config import Recipe, get_recipe
-from data_loader import VideoError, make_loader
+from data_loader import make_loader
 from features import Activations
 from models import FrameModel, InflatedEfficientNet
 from studies import tuning
 from studies.tuning import best_recipe, compare, cross_validate, run_study, train_head, trials_table
+from videos.decoding import VideoError
 from videos.library import VideoData, open_data
 
 # pytest resets the filters that the module sets
@@ -128,7 +129,7 @@ def test_study_from_clips_whose_test_set_is_unreadable(tiny_dataset, tmp_path, m
     with pytest.raises(VideoError, match="can't be opened"):
         tuning.test_of_choice(study, data, seeds=(0,), cache=tmp_path / "cache")
 
-    for place, name in ((data_loader, "open_video"), (experiment, "trunk_activations"), (experiment, "build_model"),
+    for place, name in ((data_loader, "read_frames"), (experiment, "trunk_activations"), (experiment, "build_model"),
                         (tuning, "choose_source")):
         monkeypatch.setattr(place, name, forbidden)
     again = run_study("3d", data, "auto", 3, cache=tmp_path / "cache", recipe=recipe)

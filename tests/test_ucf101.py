@@ -458,7 +458,7 @@ def test_import_errors_name_the_file_and_the_cure(tmp_path, small_members, monke
     (src / "empty").mkdir()
     with pytest.raises(DataError, match=r"no folder .*nowhere"):
         import_tree(tmp_path / "nowhere", out, None)
-    with pytest.raises(DataError, match="no class Punch: it has HandstandPushups PullUps"):
+    with pytest.raises(DataError, match="no class Punch: there are CLASSES='HandstandPushups PullUps'"):
         import_tree(src, out, ["Punch"])
     with pytest.raises(DataError, match="has no clips"):
         import_tree(src / "empty", out, None)

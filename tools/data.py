@@ -4,28 +4,28 @@
 """
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from config import CACHE, CLASSES, RESULTS, UCF101_ROOT
+from config import CACHE, CLASSES, RESULTS, UCF101_ROOT, asked_number, name_list
 from files import shown
 from videos import splits, ucf101
 from videos.demo import render_dataset
-from videos.library import locate
+from videos.findings import check_table
+from videos.library import VideoData, open_data, survey
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line: an error is one line and exit status 1."""
-    options = vars(_parser().parse_args(arguments))
-    run = options.pop("run")
-    if "all" in (options.get("classes") or ()):
-        options["classes"] = None
+    """The command line: an error is told without a traceback, with exit status 1."""
     try:
+        options = vars(_parser().parse_args(arguments))
+        run = options.pop("run")
+        if "all" in (options.get("classes") or ()):
+            options["classes"] = None
         run(**options)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None
@@ -34,8 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Names that are not given on the command line are those of the environment: DATASET, CLASSES, FROM and MODE."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    asked = name_list(os.environ.get("CLASSES", ""))
 
     def command(run, name: str, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
@@ -44,24 +46,25 @@ def _parser() -> argparse.ArgumentParser:
 
     command(render_demo, "demo", "render the embedded clips")
 
+    getting = command(get_clips, "get", "as fetch or, where FROM is set, as import")
     fetching = command(fetch_clips, "fetch", "download only the wanted clips of UCF-101")
-    fetching.add_argument("--url", default=ucf101.DEFAULT_URL, help="the archive (%(default)s)")
     importing = command(import_clips, "import", "use a local copy of UCF-101, or other videos")
     importing.add_argument("--from", dest="source", type=Path, required=True, help="folder of the copy")
     modes = importing.add_mutually_exclusive_group()
     for mode, how in (("link", "hard links (default)"), ("copy", "copies"), ("reference", "symbolic links")):
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="link", help=how)
-    for getting in (fetching, importing):
-        getting.add_argument("--classes", nargs="+", default=CLASSES, help=f"names, or all ({' '.join(CLASSES)})")
-        getting.add_argument("--root", type=Path, default=UCF101_ROOT, help="folder of class folders (%(default)s)")
+    for one in (getting, fetching):
+        one.add_argument("--url", default=ucf101.DEFAULT_URL, help="the archive (%(default)s)")
+    for one in (getting, fetching, importing):
+        one.add_argument("--classes", nargs="+", default=asked or CLASSES, help=f"names, or all ({' '.join(CLASSES)})")
+        one.add_argument("--root", type=Path, default=UCF101_ROOT, help="folder of class folders (%(default)s)")
 
-    splitting = command(split_clips, "split", "write a folder's split CSVs, or keep those that are there")
-    splitting.add_argument("root", type=Path, nargs="?", default=UCF101_ROOT,
-                           help="folder with one sub-folder of clips per class (%(default)s)")
-    splitting.add_argument("--classes", nargs="+", help="names, or all (all)")
-
-    checking = command(check_clips, "check", "decode every clip once, report broken and duplicate ones")
-    checking.add_argument("dataset", nargs="?", default="ucf101", help="demo, ucf101 or a folder (%(default)s)")
+    splitting = command(split_clips, "split", "make the split that a run uses, or extend it, and show it")
+    checking = command(check_clips, "check", "decode every clip once, report what is broken, copied or left out")
+    for one in (splitting, checking):
+        one.add_argument("dataset", nargs="?", default=os.environ.get("DATASET") or "ucf101",
+                         help="demo, ucf101 or a folder (DATASET, or ucf101)")
+        one.add_argument("--classes", nargs="+", default=asked, help="names, or all (all)")
 
     command(clean, "clean", "remove kept activations and unfinished trainings; clips, models and results stay")
     return parser
@@ -69,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def render_demo() -> None:
     print(render_dataset())
+
+
+def get_clips(root: Path, classes: list[str] | None, url: str) -> None:
+    """Imports or fetches, as FROM and MODE in the environment say."""
+    if source := os.environ.get("FROM"):
+        import_clips(root, classes, Path(source).expanduser(), os.environ.get("MODE") or "link")
+    else:
+        fetch_clips(root, classes, url)
 
 
 def fetch_clips(root: Path, classes: list[str] | None, url: str) -> None:
@@ -82,30 +93,24 @@ def import_clips(root: Path, classes: list[str] | None, source: Path, mode: str)
     print(f"{len(clips)} clips in {root}", *lacking, sep="\n")
 
 
-def split_clips(root: Path, classes: list[str] | None) -> None:
-    """Writes the split CSVs where there are none; prints the split and what is known about its leakage."""
-    out, kind = root / "splits", "official1" if root.resolve() == UCF101_ROOT.resolve() else "group"
-    kept = (out / "train.csv").exists()
-    splits.ensure_splits(root, out, kind, classes)
-    print(f"{'kept as they were' if kept else f'written ({kind})'}: the split CSVs in {out}")
-    parts = splits.read_split(out)
-    print(splits.split_table(parts).to_string())
-    if not splits.has_groups(pd.concat(parts.values())):
+def split_clips(dataset: str, classes: list[str] | None) -> None:
+    """Makes or extends the split; prints it and what is known about its leakage."""
+    data = _opened(dataset, classes)
+    print(f"split {data.split['kind']}, in {shown(data.splits['train'].parent)}")
+    print(splits.split_table({part: data.table(part) for part in data.splits}).to_string())
+    if not data.split["groups_named"]:
         print(splits.NO_GROUPS)
-    elif warning := splits.leakage_warning(splits.check_leakage(parts)):
-        print(warning)
 
 
-def check_clips(dataset: str) -> None:
-    """Decodes a data set, prints what it holds and what is wrong with it; an unreadable clip is an error at the end."""
-    from studies import audit  # which imports torch: not for the other commands
+def check_clips(dataset: str, classes: list[str] | None) -> None:
+    """Looks at names, headers and hashes, then decodes every clip; what a run would refuse is an error."""
+    print(survey(dataset, classes).to_string(index=False), flush=True)
+    data = _opened(dataset, classes)
+    print(check_table(data.facts).to_string(), data.findings.to_string(index=False), sep="\n\n")
 
-    _, root, results = locate(dataset)
-    csv = results / "dataset" / "check.csv"
-    report = audit.load_or_check(root, splits.scan_clips(root).drop(columns="clip_name"), csv)
-    print(audit.check_table(report).to_string(), *audit.findings(report), f"report: {shown(csv)}", sep="\n")
-    if (report["status"] == "unreadable").any():
-        raise RuntimeError("some clips are unreadable: remove them and fetch or import them again")
+
+def _opened(dataset: str, classes: list[str] | None) -> VideoData:
+    return open_data(dataset, os.environ.get("SPLIT") or None, classes, asked_number("SEED"))
 
 
 def clean() -> None:

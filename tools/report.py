@@ -31,6 +31,7 @@ import metrics
 from comparison import comparison_table, cost_table, load_results, provenance
 from files import ClassicalFiles, ResultFiles, atomic_path, shown
 from machine import hardware_line
+from names import in_markdown
 from run_notebooks import NOTEBOOKS
 from videos.library import locate
 
@@ -44,8 +45,8 @@ TEXTS = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefine
 
 
 def cell(value) -> str:
-    """A value in a Markdown table: numbers get three decimals."""
-    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    """A value in Markdown, also in a table: numbers get three decimals, texts are as they are (`names.in_markdown`)."""
+    return f"{value:.3f}" if isinstance(value, float) else in_markdown(str(value))
 
 
 TEXTS.filters["cell"] = cell

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import metrics
 from comparison import SEED_PRINTED
 from config import CACHE, CLASSES, DEFAULT_BACKBONE, RESULTS, ROOT, TITLES, UCF101_ROOT, get_recipe
-from data_loader import VideoError
 from evaluation import cross_validate, evaluate, measure_latency
 from experiment import load_or_train
 from files import atomic_path, shown, write_json
@@ -30,6 +29,7 @@ from machine import commit, environment, hardware_line
 from models import WeightsError, build_model, weights_file
 from report import TEXTS
 from videos import ucf101
+from videos.decoding import VideoError
 from videos.library import VideoData, open_data
 from videos.splits import KINDS, TEST_GROUPS, group_pairs
 

@@ -22,11 +22,11 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPrep
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from comparison import comparison_table, folds_table, load_results
-from config import ROOT
+from comparison import comparison_table, folds_table, lacking, load_results
+from config import NUMBERS, ROOT, asked_number
 from files import atomic_path, shown
 from machine import hardware_line
-from videos.library import DATASETS, open_asked
+from videos.library import DATASETS, VideoData, open_asked
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -96,9 +96,13 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Executes the notebooks and prints the headline table.")
     parser.add_argument("names", nargs="*", help="notebooks, such as 03_2d_cnn (default: all)")
-    names = parser.parse_args(arguments).names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    started = time.perf_counter()
+    there = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    names, started = parser.parse_args(arguments).names or there, time.perf_counter()
+    if unknown := [name for name in names if name not in there]:
+        raise SystemExit(f"error: no notebook {', '.join(unknown)}: there are {', '.join(there)}")
     try:
+        for number in NUMBERS:  # now, not in the notebook that reads it
+            asked_number(number)
         data = open_asked()
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
@@ -110,21 +114,25 @@ def main(arguments: list[str] | None = None) -> None:
         following = start_kernel() if left else None  # it ends with this process, where a notebook fails
         execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", data.results / "failed", started, kernel)
         kernel = following
-    print(f"\n{headline(data.results)}\nnotebooks: {shown(target)}/   results: {shown(data.results)}/   "
+    print(f"\n{headline(data)}\nnotebooks: {shown(target)}/   results: {shown(data.results)}/   "
           f"elapsed: {time.perf_counter() - started:.0f} s")
 
 
-def headline(root: Path) -> str:
-    """The headline table of a data set's results, with the hardware; or what it lacks."""
+def headline(data: VideoData) -> str:
+    """The headline table of the models that a data set's results have, with the hardware, and what they lack; or why
+    there is none."""
     try:
-        results = load_results(root)
-    except FileNotFoundError as missing:
-        return f"no headline table yet: {missing}"
-    table, environment = comparison_table(results), next(iter(results.values()))["environment"]
-    folds = folds_table(results)
+        results = load_results(data.results)
+        if next(iter(results.values()))["split"]["sha256"] != data.split["sha256"]:
+            return "no headline table: the results are of other clips, labels or another split; run all notebooks"
+        table, folds = comparison_table(results), folds_table(results)
+    except (FileNotFoundError, ValueError) as error:
+        return f"no headline table yet: {error}"
+    environment, more = next(iter(results.values()))["environment"], lacking(results)
+    rest = f"\nfor the other models {more}" if more else ""
     every = "" if folds.empty else f"every video, by folds:\n{folds.to_string()}\n\ntest set:\n"
     ours = table[~table.index.str.startswith("seed ")].to_string()
-    return f"{every}{ours}\n\nmeasured on {hardware_line(environment)}"
+    return f"{every}{ours}\n\nmeasured on {hardware_line(environment)}{rest}"
 
 
 if __name__ == "__main__":

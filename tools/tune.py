@@ -12,10 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from data_loader import VideoError
+from config import asked_number
 from files import shown
 from models import WeightsError
 from studies.tuning import CUTS, compare, run_study, test_of_choice
+from videos.decoding import VideoError
 from videos.library import open_asked
 
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = open_asked()
         for kind in asked.kind:
             study = run_study(kind, data, os.environ.get("WEIGHTS") or "auto", asked.trials,
-                              int(os.environ.get("SEED") or 42), tuple(asked.cuts), asked.storage,
+                              asked_number("SEED"), tuple(asked.cuts), asked.storage,
                               recipe=os.environ.get("RECIPE") or "recommended")
             print(f"\n{study.study_name}\n{compare(study).T.to_string()}")
             if asked.test:

@@ -36,13 +36,13 @@ import folds
 from classical import descriptors
 from classical.descriptors import FAMILIES, FisherVectors, clip_descriptors
 from config import CACHE
-from data_loader import clip_file, read_clip_table
+from data_loader import read_clip_table
 from experiment import prediction_table
 from files import ClassicalFiles, atomic_path, differences, keep_previous, read_json, update_json, write_json
 from machine import environment, memory_mb
 from metrics import classification_metrics
 from videos.library import VideoData
-from videos.splits import group_folds
+from videos.splits import clip_file, group_folds
 
 FOLDS = 5
 LATENCY_CLIPS = 10
@@ -54,7 +54,8 @@ TRUSTED = [  # what a saved model may hold besides the types that skops trusts
 
 
 class ModelError(RuntimeError):
-    """A saved model that must not be loaded; the message names the file, why, and what to do."""
+    """A saved model that must not be loaded, or one that can't be saved so that it can be; the message names the file,
+    why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ MODELS = {
         "logistic regression", lambda seed: _scaled(LogisticRegression(max_iter=2000, class_weight="balanced")),
         _scalings("C", [10.0, 100.0], [0.01])),
     "knn": ModelSpec(
-        "k-nearest neighbours", lambda seed: _scaled(KNeighborsClassifier(weights="distance")),
+        "k-nearest neighbours",
+        lambda seed: _scaled(KNeighborsClassifier(weights="distance", algorithm="brute")),  # no file may hold its trees
         [{"reduce": ["passthrough", PCA(0.9)], "classify__n_neighbors": [1, 5, 9]}]),
     "fisher_svm": ModelSpec(
         "linear SVM on Fisher vectors", lambda seed: Pipeline([
@@ -145,7 +147,7 @@ def load_or_fit(name: str, data: VideoData, seed: int = 42, cache: Path = CACHE)
     is of folds, forests and mixtures; descriptors are kept in `cache`.
 
     Raises:
-        ModelError: as `load_pipeline`.
+        ModelError: as `load_pipeline` and `save_pipeline`.
         VideoError, FileNotFoundError, ValueError: from the data, or a name that is not of MODELS.
     """
     if name not in MODELS:
@@ -182,10 +184,7 @@ def _fit(model: ClassicalModel, asked: dict) -> None:
     fitted = time.perf_counter()
     print(f"cross-validated accuracy {found['cv_mean']:.3f} ± {found['cv_std']:.3f} ({found['cv_how']}), "
           f"{fitted - described:.1f} s")
-    keep_previous(files)
-    saved = skops.io.dumps(model.pipeline)
-    with atomic_path(files.checkpoint) as temporary:
-        temporary.write_bytes(saved)
+    saved = save_pipeline(model.pipeline, files, x)
     versions = {**environment(), "scikit-learn": sklearn.__version__, "scikit-image": skimage.__version__,
                 "skops": skops.__version__}
     write_json(files.stats, {
@@ -238,13 +237,42 @@ def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
     """
     y = table["label"].map(data.class_map).to_numpy()
     splits, how = group_folds(table, FOLDS, data.split["groups_named"], seed)
-    search = GridSearchCV(spec.build(seed), spec.grid, scoring="accuracy", cv=splits, refit=False,
+    grid = _possible(spec.grid, min(len(rows) for rows, _ in splits))
+    search = GridSearchCV(spec.build(seed), grid, scoring="accuracy", cv=splits, refit=False,
                           error_score="raise").fit(x, y)
     scores = [float(search.cv_results_[f"split{i}_test_score"][search.best_index_]) for i in range(len(splits))]
     parameters = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in search.best_params_.items()}
     found = {"cv_mean": float(np.mean(scores)), "cv_std": float(np.std(scores)), "cv_scores": scores, "cv_how": how,
              "parameters": parameters}
     return fit(spec, search.best_params_, x, table, data, seed), found
+
+
+def _possible(grid: list[dict], clips: int) -> list[dict]:
+    """A grid without the numbers of neighbours that so few clips don't have."""
+    return [{name: [value for value in values if name != "classify__n_neighbors" or value <= clips]
+             for name, values in settings.items()} for settings in grid]
+
+
+@threadpool_limits.wrap(limits=1)
+def save_pipeline(pipeline: BaseEstimator, files: ClassicalFiles, x: np.ndarray) -> bytes:
+    """Writes a fitted model, once it is known that `load_pipeline` gives it back, and gives the file's content.
+
+    An earlier model moves to the folder `previous`. A ModelError where it isn't given back, or then predicts otherwise
+    for the rows `x`: nothing is written, and an earlier model stays.
+    """
+    try:
+        saved = skops.io.dumps(pipeline)
+        same = np.allclose(_unpacked(saved).predict_proba(x), pipeline.predict_proba(x))
+        why = "" if same else "loaded back, it predicts otherwise"
+    except Exception as error:  # whatever is wrong with it shows now, not when it is needed
+        why = f"it can't be loaded back: {error}"
+    if why:
+        raise ModelError(f"{files.checkpoint}: not saved: {why} (scikit-learn {sklearn.__version__}, skops "
+                         f"{skops.__version__}; constraints.txt has the versions that were tested together)")
+    with atomic_path(files.checkpoint) as temporary:
+        temporary.write_bytes(saved)
+        keep_previous(files)
+    return saved
 
 
 def load_pipeline(path: Path, sha256: str) -> BaseEstimator:
@@ -256,8 +284,15 @@ def load_pipeline(path: Path, sha256: str) -> BaseEstimator:
     cure = "move it and its .json away to fit the model anew"
     if hashlib.sha256(saved).hexdigest() != sha256:
         raise ModelError(f"{path}: not the file that its sidecar describes (another sha256): {cure}")
+    try:
+        return _unpacked(saved)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}; {cure}") from None
+
+
+def _unpacked(saved: bytes) -> BaseEstimator:
     if strange := sorted(set(skops.io.get_untrusted_types(data=saved)) - set(TRUSTED)):
-        raise ModelError(f"{path}: holds types that a model of ours doesn't: {', '.join(strange)}; {cure}")
+        raise ModelError(f"holds types that a model of ours doesn't: {', '.join(strange)}")
     return skops.io.loads(saved, trusted=TRUSTED)
 
 

@@ -23,9 +23,11 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from config import CACHE
-from data_loader import VideoInfo, clip_file, read_timed_frames, segment_indices
+from data_loader import segment_indices
 from files import ArrayStore, file_hash
 from machine import cores, opencv_without_threads
+from videos.decoding import VideoInfo, read_timed_frames
+from videos.splits import clip_file
 
 VERSION = 1  # raise it where the same settings give other numbers
 WIDTH, HEIGHT = 160, 120  # every frame is brought to this size, in pixels

@@ -1,10 +1,7 @@
-"""What a data set holds, and what in it could mislead: broken and duplicate clips, shortcuts, leakage."""
+"""What in a data set could mislead: shared groups, shortcuts, leakage."""
 
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 from sklearn.dummy import DummyClassifier
@@ -13,140 +10,21 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
-from tqdm import tqdm
 
 from config import CACHE, get_recipe
-from data_loader import VideoError, clip_file, open_video
 from experiment import untrained
-from files import file_hash, shown, write_csv
-from machine import cores
 from metrics import interval_table
 from models import choose_source
 from videos.library import VideoData
 from videos.splits import KINDS, NO_GROUPS, check_leakage, group_pairs, make_split, split_parts
 
-PAIR_EVERY = 12  # of so many frames, two neighbours are looked at for motion and colour
-FLOW_SIZE = (160, 120)  # (width, height) in pixels at which motion is measured
 SHORTCUTS = {
     "duration": ["duration"],
     "file format": ["fps", "width", "height", "kbit_per_second"],
     "mean colour": ["mean_l", "mean_a", "mean_b"],
     "amount of motion": ["motion"],
 }
-MEASURED = ("kbit_per_second", "motion", "mean_l", "mean_a", "mean_b")  # columns that are empty where unreadable
-TEXTS = ("clip_path", "label", "group", "part", "status", "codec", "sha256", "duplicate_of")
 LAB_SPLITS = {"random": "random splits", "group": "splits by whole groups"}
-
-
-# ---------------------------------------------------------------- every clip, decoded once
-
-def check_clips(root: str | Path, clips: pd.DataFrame) -> pd.DataFrame:
-    """Decodes every clip once.
-
-    Args:
-        root: folder that `clip_path` is relative to.
-        clips: with clip_path, label, group and, where known, part.
-
-    Returns:
-        The same rows with status (ok; truncated: under 90 % of the frames that the file's header tells; unreadable),
-        frames, duration (seconds), fps, width and height (pixels), codec (four characters), kbit_per_second (of the
-        file), motion (mean optical flow in frame heights per second), mean_l, mean_a, mean_b (mean colour in CIE Lab),
-        sha256 of the file, duplicate_of (clip_path of the first clip of the same content).
-    """
-    paths = [clip_file(root, clip_path) for clip_path in clips["clip_path"]]
-    with ThreadPoolExecutor(cores()) as pool:
-        probed = list(tqdm(pool.map(_probe, paths), "decoding", len(paths), unit="clip", file=sys.stdout, ncols=90))
-    report = clips.reset_index(drop=True).join(pd.DataFrame(probed))
-    first = report.groupby("sha256")["clip_path"].transform("first")
-    report["duplicate_of"] = first.where(first != report["clip_path"], "")
-    return report
-
-
-def _probe(path: Path) -> dict:
-    """One clip, frame by frame with one decoder thread; only the looked-at frames become pictures."""
-    facts = {"status": "unreadable", "frames": 0, "duration": 0.0, "fps": 0.0, "width": 0, "height": 0, "codec": "",
-             **dict.fromkeys(MEASURED, np.nan), "sha256": file_hash(path)}
-    try:
-        capture, info = open_video(path)
-    except VideoError:
-        return facts
-    codec = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("ascii", "replace")
-    frames, flows, colours = _scan(capture)
-    capture.release()
-    if frames == 0:
-        return facts
-    (lightness, a, b), flow = np.mean(colours, axis=0), float(np.mean(flows)) if flows else np.nan
-    duration = frames / info.fps if info.fps else 0.0
-    return {**facts, "status": "ok" if frames >= 0.9 * info.frames else "truncated", "frames": frames,
-            "duration": duration, "fps": info.fps, "width": info.width, "height": info.height, "codec": codec,
-            "kbit_per_second": path.stat().st_size * 8 / 1000 / duration if duration else np.nan,
-            "motion": flow * info.fps / FLOW_SIZE[1], "mean_l": lightness, "mean_a": a, "mean_b": b}
-
-
-def _scan(capture: cv2.VideoCapture) -> tuple[int, list[float], list[np.ndarray]]:
-    """Frames; of those looked at, the mean flow between neighbours in pixels, and (3,) mean CIE Lab colours."""
-    optical_flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-    frames, flows, colours, before = 0, [], [], None
-    while capture.grab():
-        if frames % PAIR_EVERY < 2:
-            ok, frame = capture.retrieve()
-            if not ok:
-                break
-            small = cv2.resize(frame, FLOW_SIZE, interpolation=cv2.INTER_AREA)
-            grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
-            if frames % PAIR_EVERY == 1:
-                flows.append(np.linalg.norm(optical_flow.calc(before, grey, None), axis=2).mean())
-            colours.append(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_BGR2LAB).mean(axis=(0, 1)))
-            before = grey
-        frames += 1
-    return frames, flows, colours
-
-
-def load_or_check(root: str | Path, clips: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    """What `check_clips` reported, from the CSV at `path` where it is of these very clips, else anew and written there.
-
-    Parts are always those of `clips`.
-    """
-    clips, path = clips.reset_index(drop=True), Path(path)
-    if path.is_file():
-        saved = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(MEASURED, ""),
-                            dtype=dict.fromkeys(TEXTS, str))
-        hashes = [file_hash(clip_file(root, clip_path)) for clip_path in clips["clip_path"]]
-        now = pd.DataFrame({"clip_path": clips["clip_path"].astype(str), "sha256": hashes})
-        if saved.reindex(columns=now.columns).equals(now):
-            print(f"reloaded {shown(path)}: every clip is as it was when it was decoded")
-            return clips.join(saved[saved.columns.difference(clips.columns, sort=False)])
-    report = check_clips(root, clips)
-    write_csv(path, report)
-    return report
-
-
-def check_table(report: pd.DataFrame) -> pd.DataFrame:
-    """One row per class of what `check_clips` found: counts, the range of frames, seconds in all, and the formats."""
-    def values(column: pd.Series) -> str:
-        return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(column.unique()))
-
-    report = report.assign(size=report["width"].astype(str) + "x" + report["height"].astype(str))
-    unreadable = report["status"] == "unreadable"
-    counted = pd.DataFrame({"clips": True, "unreadable": unreadable, "truncated": report["status"] == "truncated",
-                            "duplicates": report["duplicate_of"] != ""})
-    readable = report[~unreadable].groupby("label")
-    return counted.groupby(report["label"]).sum().join(pd.DataFrame({
-        "frames": readable["frames"].agg(lambda frames: f"{frames.min()}-{frames.max()}"),
-        "seconds": readable["duration"].sum().round(1),
-        **{name: readable[name].agg(values) for name in ("fps", "size", "codec")}}))
-
-
-def findings(report: pd.DataFrame) -> list[str]:
-    """A line for each clip that is broken, or has the content of another one."""
-    broken = report[report["status"] != "ok"]
-    lines = [f"{row.status}: {row.clip_path} ({row.frames} frames)" for row in broken.itertuples()]
-    part = report.set_index("clip_path").get("part", pd.Series("", report["clip_path"]))
-    for row in report[report["duplicate_of"] != ""].itertuples():
-        parts = (part[row.clip_path], part[row.duplicate_of])
-        where = f" ({' and '.join(parts)})" if all(parts) else ""
-        lines.append(f"duplicate: {row.clip_path} = {row.duplicate_of}{where}")
-    return lines
 
 
 # ---------------------------------------------------------------- splits and groups
@@ -180,20 +58,22 @@ def split_kinds(clips: pd.DataFrame, seed: int = 42) -> pd.DataFrame:
 
 # ---------------------------------------------------------------- shortcuts
 
-def shortcut_scores(report: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def shortcut_scores(facts: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """How well the class can be told without looking at the action.
 
     Each rule is a decision tree with as many leaves as there are classes (for duration: one threshold fewer), grown on
-    the training set; the first entry always names the most frequent class. Unreadable clips are left out.
+    the training set; the first entry always names the most frequent class.
+
+    Args:
+        facts: of the clips, as `VideoData.facts`; those in no part are left out.
 
     Returns:
         Title of the rule to its predictions on the test set: clip_path, group, label, predicted.
     """
-    report = report[report["status"] != "unreadable"]
-    train, test = (report[report["part"] == part] for part in ("train", "test"))
+    train, test = (facts[facts["part"] == part] for part in ("train", "test"))
     rules = {"most frequent class": (["duration"], DummyClassifier(strategy="most_frequent"))}
     for title, columns in SHORTCUTS.items():
-        rules[title] = columns, DecisionTreeClassifier(max_leaf_nodes=report["label"].nunique(), random_state=0)
+        rules[title] = columns, DecisionTreeClassifier(max_leaf_nodes=facts["label"].nunique(), random_state=0)
     clips = test[["clip_path", "group", "label"]].reset_index(drop=True)
     return {title: clips.assign(predicted=rule.fit(train[columns], train["label"]).predict(test[columns]))
             for title, (columns, rule) in rules.items()}

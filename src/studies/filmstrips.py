@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,8 +16,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from classical.descriptors import optical_flow, read_pairs, small_frames
-from data_loader import clip_file, read_frames, read_timed_frames, segment_indices, time_indices
-from plots import clip_strips, flow_colours
+from data_loader import segment_indices, time_indices
+from plots import clip_strips, drawn, flow_colours
+from videos.decoding import read_frames, read_timed_frames
+from videos.splits import clip_file
 
 
 def first_of_each_class(table: pd.DataFrame) -> pd.DataFrame:
@@ -32,12 +35,17 @@ def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figu
 
 def prediction_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figure:
     """A strip of `count` frames for each row with clip_path, label, predicted and probability, and its `verdict`."""
-    return _strips(table["clip_path"], [verdict(clip) for clip in table.itertuples()], root, count)
+    titles = [verdict(clip, partial(drawn, longest=40)) for clip in table.itertuples()]
+    return _strips(table["clip_path"], titles, root, count)
 
 
-def verdict(clip) -> str:
-    """What is said of a predicted clip: its path, true and predicted class, probability, correct or WRONG."""
-    return (f"{clip.clip_path}: true {clip.label}, predicted {clip.predicted} with probability {clip.probability:.2f}: "
+def verdict(clip, written: Callable[[str], str] = str) -> str:
+    """What is said of a predicted clip: its path, true and predicted class, probability, correct or WRONG.
+
+    `written` takes each name to how it is written.
+    """
+    path, label, predicted = map(written, (clip.clip_path, clip.label, clip.predicted))
+    return (f"{path}: true {label}, predicted {predicted} with probability {clip.probability:.2f}: "
             f"{'correct' if clip.label == clip.predicted else 'WRONG'}")
 
 
@@ -58,9 +66,9 @@ def contact_sheet(table: pd.DataFrame, root: str | Path, label: str, columns: in
     for ax, clip in zip(axes.flat, clips.itertuples(), strict=False):
         frames, _ = read_frames(clip_file(root, clip.clip_path), lambda info: [info.frames // 2])
         ax.imshow(frames[0])
-        ax.set_title(clip.group, fontsize=8, pad=2, fontweight="normal")
-    figure.suptitle(f"{label}: {len(clips)} of {(table['label'] == label).sum()} clips, named by their group",
-                    fontsize=12, fontweight="bold", x=0.01, ha="left")
+        ax.set_title(drawn(clip.group, 22), fontsize=8, pad=2, fontweight="normal")
+    words = f"{drawn(label)}: {len(clips)} of {(table['label'] == label).sum()} clips, named by their group"
+    figure.suptitle(words, fontsize=12, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
@@ -73,7 +81,7 @@ def flow_strips(table: pd.DataFrame, root: str | Path, count: int = 6) -> Figure
         chosen = np.linspace(0, len(flow) - 1, count).astype(int)
         fastest = max(np.quantile(np.hypot(flow[:, 0], flow[:, 1]), 0.998), 0.01)
         title = f"optical flow, less the camera's; brightest at {fastest:.2f} frame heights per second"
-        rows += [(frames[::2][chosen], f"{clip.label}   {clip.clip_path}"),
+        rows += [(frames[::2][chosen], drawn(f"{clip.label}   {clip.clip_path}", 110)),
                  (flow_colours(flow[chosen], fastest), title)]
     return clip_strips(rows)
 
@@ -81,7 +89,8 @@ def flow_strips(table: pd.DataFrame, root: str | Path, count: int = 6) -> Figure
 def animation(frames: np.ndarray, caption: str, fps: float = 8.0, height: int = 150) -> str:
     """Frames, (T, H, W, 3) uint8, as an endless WebP, a quarter of a GIF in size, in an HTML figure of its own.
 
-    The caption stands below it, and is its text for those who can't see it; `height` is in pixels.
+    The caption stands below it, as it is, and is its text for those who can't see it; `height` is in pixels. By their
+    classes, MathJax 2 and 3 leave the figure alone, so that dollar signs of names begin no formula.
     """
     width = round(height * frames.shape[2] / frames.shape[1])
     first, *others = (Image.fromarray(frame).resize((width, height)) for frame in frames)
@@ -90,8 +99,9 @@ def animation(frames: np.ndarray, caption: str, fps: float = 8.0, height: int = 
     data, words = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption, quote=True)
     style = (f"display:inline-block;vertical-align:top;width:{width}px;margin:0 1em 1em 0;font-size:.85em;"
              "overflow-wrap:anywhere")
-    return (f'<figure style="{style}"><img alt="animation: {words}" width="{width}" height="{height}" '
-            f'src="data:image/webp;base64,{data}"><figcaption>{words}</figcaption></figure>')
+    return (f'<figure class="tex2jax_ignore mathjax_ignore" style="{style}">'
+            f'<img alt="animation: {words}" width="{width}" height="{height}" src="data:image/webp;base64,{data}">'
+            f'<figcaption>{words}</figcaption></figure>')
 
 
 def animated_samples(table: pd.DataFrame, root: str | Path, seconds: float = 2.5, fps: float = 8.0) -> str:

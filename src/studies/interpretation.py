@@ -29,24 +29,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import plots
-from data_loader import (
-    VideoDataset2D,
-    VideoInfo,
-    apply_transform,
-    clip_file,
-    denormalize,
-    framed,
-    make_loader,
-    normalized,
-    read_frames,
-    read_timed_frames,
-    segment_indices,
-)
+from data_loader import VideoDataset2D, apply_transform, denormalize, framed, make_loader, normalized, segment_indices
 from experiment import Experiment
 from files import ArrayStore, file_hash, read_json, write_json
 from metrics import confidence, interval_table, uncertain
 from models import TemporalConv
 from studies.filmstrips import animation, verdict
+from videos.decoding import VideoInfo, read_frames, read_timed_frames
+from videos.splits import clip_file
 
 VARIANTS = ("as it is", "one frozen frame", "frames shuffled", "frames reversed", "background only")
 BACKGROUND_FRAMES = 25  # of a clip, evenly spread, from which its background is taken
@@ -324,7 +314,7 @@ def probabilities_over_time(experiment: Experiment, clip_path: str, views: int =
     path, store = clip_file(experiment.data.root, clip_path), ArrayStore(experiment.cache)
     key = experiment.files.sha256, file_hash(path), views
     rows = store.get(store.path("over_time", key), lambda: _over_time(experiment, path, views))
-    return pd.DataFrame(rows, columns=["seconds", *experiment.data.classes]).set_index("seconds")
+    return pd.DataFrame(rows[:, 1:], pd.Index(rows[:, 0], name="seconds"), experiment.data.classes)
 
 
 @torch.inference_mode()

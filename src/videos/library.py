@@ -1,18 +1,25 @@
-"""Data sets: found by name, opened, split."""
+"""Data sets: found by name, opened, checked, split."""
 
 import hashlib
 import os
+import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from config import DEMO_ROOT, RESULTS, ROOT, UCF101_ROOT
+from config import CACHE, DEMO_ROOT, RESULTS, ROOT, UCF101_ROOT, asked_number, name_list
+from files import read_json, write_json
+from names import in_markdown
 from videos import splits
+from videos.contents import clip_facts, copies
 from videos.demo import render_dataset
+from videos.findings import STRADDLING, TWO_LABELS, findings
+from videos.folder import Folder, find_clips, has_groups, match_classes, scan_folder
 
 DATASETS = {"demo": DEMO_ROOT, "ucf101": UCF101_ROOT}
+LISTED = 50  # broken clips that an error names, at most
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,11 @@ class VideoData:
         root: folder that `clip_path` is relative to.
         class_map: class name to integer label.
         splits: part (`train`, `val`, `test`) to CSV.
-        split: facts of the split: kind, sha256, clips per part, groups shared between parts, and whether the clips
-            name groups at all.
+        split: facts of the split: kind, sha256 (of its clips' contents too), clips per part, groups shared between
+            parts, whether the clips name groups at all, and how many clips were left out, by reason.
         results: root of what is written.
+        facts: what is in the clips, as `contents.clip_facts`, with part and copy_of (see `contents.copies`).
+        findings: what a reader should know of the folder: a row each of what, files and which (the first of them).
     """
 
     name: str
@@ -35,6 +44,8 @@ class VideoData:
     splits: dict[str, Path]
     split: dict
     results: Path
+    facts: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
+    findings: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
 
     @property
     def classes(self) -> list[str]:
@@ -48,17 +59,21 @@ class VideoData:
             return ("**Data: the embedded demo set.** Its clips are rendered, synthetic scenes of PullUps, Punch and "
                     "PushUps in UCF-101's form. Scores on them show that the study works; they say nothing about "
                     "real video. For real clips set `DATASET` (see the README).")
-        return f"**Data: {self.name}**, {sum(self.split['clips'].values())} clips of {len(self.class_map)} classes."
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.split.get("left_out", {}).items())
+        left_out = f" (left out: {left_out})" if left_out else ""
+        return (f"**Data: {in_markdown(self.name)}**, {sum(self.split['clips'].values())} clips of "
+                f"{len(self.class_map)} classes{left_out}.")
 
     def table(self, part: str) -> pd.DataFrame:
         """A part's CSV as a DataFrame."""
         return splits.read_part(self.splits[part])
 
 
-def locate(dataset: str = "demo", results: Path = RESULTS) -> tuple[str, Path, Path]:
+def locate(dataset: str = "demo", results: Path = RESULTS, name: str | None = None) -> tuple[str, Path, Path]:
     """Name, root folder and results root of a data set, without opening it.
 
-    A folder is given absolutely, or relative to the working folder or the repository.
+    A folder is given absolutely, or relative to the working folder or the repository. Its results have its own name, or
+    `name`, which NAME in the environment gives where it is None.
 
     Raises:
         FileNotFoundError: it is neither `demo`, `ucf101` nor a folder.
@@ -70,53 +85,151 @@ def locate(dataset: str = "demo", results: Path = RESULTS) -> tuple[str, Path, P
     if root is None:
         raise FileNotFoundError(f"DATASET={dataset}: neither demo, ucf101 nor a folder (looked at "
                                 f"{' and '.join(map(str, places))})")
-    name = re.sub(r"[^\w.-]+", "-", root.name)
+    asked = os.environ.get("NAME", "").replace(platform.node(), "", 1)  # which some systems set to the machine's name
+    name = _as_name(name or asked or root.name)
     name = f"{name}-sample" if name in DATASETS else name  # apart from the names that are taken
     return name, root, results / name
 
 
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
 def open_data(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None, seed: int = 42,
-              results: Path = RESULTS, root: Path | None = None) -> VideoData:
-    """Finds a data set (rendering the demo where it is absent), splits it where it is not, and checks for leakage.
+              results: Path = RESULTS, root: Path | None = None, cache: Path = CACHE,
+              leave_out: set[str] | None = None) -> VideoData:
+    """Finds a data set (rendering the demo where it is absent), decodes every clip once, splits it, checks for leakage.
+
+    What is known of a clip's content is kept in the cache. What changed since, or is left out, is printed.
 
     Args:
         dataset: `demo`, `ucf101` (dataset_info/dataset), or a folder with one sub-folder of clips per class.
-        split: a kind of split (see `splits.make_split`); None takes official1 for UCF-101 and group elsewhere.
-        classes: a selection; None takes all that there are.
+        split: a kind of split (see `splits.make_split`); None takes official1 for UCF-101, elsewhere the one that the
+            folder came with (part folders, or CSVs in its sub-folder `splits`), or else group.
+        classes: a selection, in any case; None takes all that there are.
         seed: of the split.
         results: the folder that holds all data sets' results.
         root: folder of the clips where it is not the data set's own; the split CSVs then lie with the results, and
             nothing is written beside the clips.
+        leave_out: kinds of clips that are not used: `broken`, which is an error otherwise, and `one frame`. None
+            follows SKIP_BROKEN and ONE_FRAME in the environment: broken clips are an error, one frame is no video.
 
     Raises:
-        FileNotFoundError, ValueError: no such data, or it can't be split so; the message says what to do.
+        FileNotFoundError, ValueError: no such data, clips that can't be used, or no such split; the message says what
+            to do.
     """
     name, own_root, own_results = locate(dataset, results)
-    home = own_root if dataset in DATASETS and root is None else own_results  # of the splits
+    own = dataset in DATASETS and root is None
     root = root or own_root
     if dataset == "demo":
         render_dataset(root)
     elif dataset == "ucf101" and not root.is_dir():
         raise FileNotFoundError(f"{root}: UCF-101 is not there; put its class folders there, or name another DATASET")
-    default = "official1" if dataset == "ucf101" else "group"
-    kind = "" if split in (None, default) else split
-    chosen = hashlib.sha256("\n".join(sorted(classes)).encode()).hexdigest()[:8] if classes else ""
-    variant = "-".join(filter(None, (kind, chosen)))  # nothing for the default split of all classes
-    folder = home / "splits" / variant
-    paths = splits.ensure_splits(root, folder, split or default, classes, seed)
-    parts = splits.read_split(folder)
+    elif dataset not in DATASETS:
+        _claim(own_results, root)
+    found, kind, default = _found(dataset, split, root, own, classes)
+    facts = clip_facts(root, found.clips, cache=cache)
+    facts["copy_of"] = copies(facts)
+    clips = _usable(facts, asked_to_leave_out() if leave_out is None else leave_out)
+    if kind not in (*splits.TEST_GROUPS, "given"):
+        clips = splits.united(clips, clips["copy_of"])
+    chosen = hashlib.sha256("\n".join(sorted(set(clips["label"]))).encode()).hexdigest()[:8] if classes else ""
+    variant = "-".join(filter(None, ("" if kind == default else kind, chosen)))  # nothing: the default, all classes
+    folder = (root if own else own_results) / "splits" / variant
+    paths, lines = splits.ensure_splits(clips, folder, kind, seed)
+    return _described(VideoData(name, root, {}, paths, {"kind": kind}, own_results), found, facts, clips, lines)
+
+
+def survey(dataset: str = "demo", classes: list[str] | None = None, cache: Path = CACHE) -> pd.DataFrame:
+    """The findings of a folder by names, headers, sizes and hashes alone, in seconds; errors as `open_data`."""
+    _, root, _ = locate(dataset)
+    if dataset == "demo":
+        render_dataset(root)
+    found = scan_folder(root, classes)
+    facts = clip_facts(root, found.clips, decode=False, cache=cache)
+    return findings(found, facts.drop(columns="part").assign(copy_of=copies(facts)))
+
+
+def asked_to_leave_out() -> set[str]:
+    """The kinds of clips that the environment asks to leave out."""
+    flags = {"broken": os.environ.get("SKIP_BROKEN", ""), "one frame": "" if os.environ.get("ONE_FRAME") else "1"}
+    return {kind for kind, flag in flags.items() if flag not in ("", "0")}
+
+
+def _claim(results: Path, root: Path) -> None:
+    """Sees to it that two folders of one name don't share their results."""
+    place = results / "source.json"
+    owner = read_json(place).get("root", str(root))
+    if owner != str(root) and Path(owner).is_dir():
+        raise ValueError(f"the results in {results} are those of another folder, {owner}: give this one a name of its "
+                         f"own, such as NAME={_as_name(f'{root.parent.name}-{root.name}')}")
+    if not place.is_file() or owner != str(root):
+        write_json(place, {"root": str(root)})
+
+
+def _usable(facts: pd.DataFrame, leave_out: set[str]) -> pd.DataFrame:
+    """The clips that are used; a ValueError that names all the broken ones, where these are not left out."""
+    broken = facts[facts["status"] == "broken"]
+    if len(broken) and "broken" not in leave_out:
+        listed = [f"\n  {row.clip_path}: {row.reason}" for row in broken.head(LISTED).itertuples()]
+        more = f"\n  and {len(broken) - LISTED} more" if len(broken) > LISTED else ""
+        raise ValueError(f"{len(broken)} of {len(facts)} clips can't be used:{''.join(listed)}{more}\nfetch or copy "
+                         "them again, move them away, or leave them out with SKIP_BROKEN=1")
+    usable = facts[~facts["status"].isin(leave_out)].reset_index(drop=True)
+    if usable["label"].nunique() < 2:
+        raise ValueError(f"of {len(facts)} clips, those that can be used are of one class or none: "
+                         f"{facts['status'].value_counts().to_dict()}")
+    return usable
+
+
+def _found(dataset: str, split: str | None, root: Path, own: bool,
+           classes: list[str] | None) -> tuple[Folder, str, str]:
+    """What lies in the folder; the kind of split that is wanted of it, and the one that is its default."""
+    csvs = root / "splits"
+    with_csvs = not own and all(path.is_file() for path in splits.split_paths(csvs).values())
+    if with_csvs and split in (None, "given"):
+        found = find_clips(root)
+        clips = splits.with_given_parts(found.clips, csvs)
+        chosen = match_classes(classes, set(clips["label"])) if classes else set(clips["label"])
+        found = replace(found, clips=clips[clips["label"].isin(chosen)].reset_index(drop=True),
+                        notes=[f"the split is the one in {csvs}"])
+    else:
+        found = scan_folder(root, classes)
+    given = with_csvs or found.clips["part"].any()
+    if split == "given" and not given:
+        raise ValueError(f"SPLIT=given: {root} has neither the folders train, val and test nor CSVs in splits")
+    default = "official1" if dataset == "ucf101" else "given" if given else "group"
+    return found, split or default, default
+
+
+def _described(data: VideoData, found: Folder, facts: pd.DataFrame, clips: pd.DataFrame,
+               lines: list[str]) -> VideoData:
+    """The data set with what is to be said of it, which is printed where it matters."""
+    parts = {part: splits.read_part(path) for part, path in data.splits.items()}
+    rows = pd.concat(parts, names=["part"]).reset_index("part")
     shared = splits.check_leakage(parts)
-    if warning := splits.leakage_warning(shared):
-        print(f"warning: {warning}")
-    clips = pd.concat(parts.values())
-    labels = sorted(clips["label"].unique())
-    about = {"kind": split or default, "sha256": splits.split_hash(parts),
-             "clips": {part: len(table) for part, table in parts.items()},
-             "groups_named": splits.has_groups(clips), "shared_groups": len(shared)}
-    return VideoData(name, root, {label: i for i, label in enumerate(labels)}, paths, about, own_results)
+    facts = facts.assign(part=facts["clip_path"].map(dict(zip(rows["clip_path"], rows["part"], strict=True))))
+    facts["part"] = facts["part"].fillna("")
+    left_out = facts.loc[facts["part"] == "", "status"].replace("ok", "not in the split").value_counts().to_dict()
+    table = findings(found, facts)
+    lines = [*found.notes, *lines]
+    lines += [f"left out: {row.files} {row.what} ({row.which})" for row in table.itertuples() if row.what in left_out]
+    lines += [f"warning: {row.what}: {row.which}" for row in table.itertuples() if row.what in (TWO_LABELS, STRADDLING)]
+    lines += [f"warning: {warning}"] if (warning := splits.leakage_warning(shared)) else []
+    print(*lines, sep="\n", end="\n" if lines else "")
+    contents = dict(zip(clips["clip_path"], clips["sha256"], strict=True))
+    about = {**data.split, "sha256": splits.split_hash(parts, contents),
+             "clips": {part: len(table) for part, table in parts.items()}, "groups_named": has_groups(found.clips),
+             "shared_groups": len(shared), "left_out": left_out}
+    labels = {label: i for i, label in enumerate(sorted(rows["label"].unique()))}
+    return replace(data, class_map=labels, split=about, facts=facts, findings=table)
 
 
 def open_asked() -> VideoData:
-    """The data set that DATASET, SPLIT, CLASSES and SEED in the environment ask for, as `open_data`."""
-    return open_data(os.environ.get("DATASET") or "demo", os.environ.get("SPLIT") or None,
-                     os.environ.get("CLASSES", "").split() or None, int(os.environ.get("SEED") or 42))
+    """The data set that DATASET, SPLIT, CLASSES and SEED in the environment ask for, as `open_data`.
+
+    What a quick look finds is printed first, while every clip is yet to be decoded.
+    """
+    dataset, classes = os.environ.get("DATASET") or "demo", name_list(os.environ.get("CLASSES", ""))
+    print(survey(dataset, classes).to_string(index=False), flush=True)
+    return open_data(dataset, os.environ.get("SPLIT") or None, classes, asked_number("SEED"))

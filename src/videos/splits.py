@@ -1,98 +1,83 @@
-"""Splits of a folder of clips: official, by whole groups or random; folds; and the leakage check.
+"""Splits of a table of clips: official, by whole groups, given or random; folds; and the leakage check.
 
 Clips of one group (`gNN` in `v_<Class>_gNN_cNN.avi`) share people and scene. Groups are numbered anew in each class, so
-what must not be shared between two parts is the pair (label, group).
+what must not be shared between two parts is the pair (label, group). Groups that show the same clip are one: `g03=g07`,
+or `=A/g03=B/g01` where they are of several classes (see `united`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from config import VIDEO_SUFFIXES
-from files import atomic_path
+from config import quoted_list
+from files import atomic_path, read_json, write_json
+from videos.folder import COLUMNS, PARTS, group_of
 
-PARTS = ("train", "val", "test")
-COLUMNS = ["clip_name", "clip_path", "label", "group"]
 TEST_GROUPS = {"official1": range(1, 8), "official2": range(8, 15), "official3": range(15, 22)}
 VAL_GROUPS = range(22, 26)
 KINDS = (*TEST_GROUPS, "group", "random")
 HELD_OUT = 0.125  # fraction of the clips of a class in each of val and test
+ENOUGH_CLIPS = 8  # of a class, for a random split
 NO_GROUPS = "no clip names a group (_gNN_cNN): each is its own, and leakage can't be checked"
 
 
 # ---------------------------------------------------------------- clips and their groups
 
-def group_of(name: str) -> str:
-    """The group in a clip's name: `g07` of `v_PullUps_g07_c04.avi`; the stem where the name has none."""
-    stem = Path(name).stem
-    found = re.search(r"_(g\d+)_c\d+$", stem)
-    return found[1] if found else stem
-
-
-def has_groups(clips: pd.DataFrame) -> bool:
-    """Whether any clip is in a group other than its own name's; where none is, leakage can't be checked."""
-    return any(group != Path(name).stem for name, group in clips[["clip_name", "group"]].to_numpy())
-
-
 def group_pairs(clips: pd.DataFrame) -> pd.Series:
     """The group of each clip, told apart between classes, in each of which groups are numbered anew."""
-    return clips["label"] + "/" + clips["group"]
+    return clips["group"].where(clips["group"].str.startswith("="), clips["label"] + "/" + clips["group"])
 
 
-def scan_clips(root: str | Path, classes: Iterable[str] | None = None) -> pd.DataFrame:
-    """The clips below `root`, which has one sub-folder per class: those of `classes`, or of all that hold a video.
-
-    One row per clip, sorted by path: clip_name, clip_path (below `root`, beginning with `/`), label, group. `splits`,
-    hidden folders and hidden files are left out.
-
-    Raises:
-        FileNotFoundError: `root` is missing, has no class folder with clips, or lacks a named class.
-        ValueError: fewer than two classes.
-    """
-    if not Path(root).is_dir():
-        raise FileNotFoundError(f"no folder {root}: name a folder with one sub-folder of clips per class")
-    visible = (path for path in Path(root).glob("[!.]*/[!.]*")
-               if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    rows = [(path.name, f"/{path.parent.name}/{path.name}", path.parent.name, group_of(path.name)) for path in visible]
-    clips = pd.DataFrame(rows, columns=COLUMNS).query("label != 'splits'").sort_values("clip_path", ignore_index=True)
-    there = set(clips["label"])
-    if not there:
-        raise FileNotFoundError(f"no clips in {root}: it needs one sub-folder per class, each holding "
-                                f"{' '.join(VIDEO_SUFFIXES)} files")
-    wanted = there if classes is None else set(classes)
-    if missing := sorted(wanted - there):
-        raise FileNotFoundError(f"{root} has no clips of {', '.join(missing)}: get them, or choose from the "
-                                f"classes it has: {', '.join(sorted(there))}")
-    if len(wanted) < 2:
-        raise ValueError(f"{', '.join(sorted(wanted)) or 'no class'} is not enough to classify: name at "
-                         f"least two classes (in {root} there are: {', '.join(sorted(there))})")
-    return clips[clips["label"].isin(wanted)].reset_index(drop=True)
+def united(clips: pd.DataFrame, copy_of: pd.Series) -> pd.DataFrame:
+    """The clips with groups that show the same clip made one; `copy_of` is as `contents.copies`, in the same order."""
+    pairs, copies = pd.factorize(group_pairs(clips))[0], pd.factorize(copy_of.to_numpy())[0]
+    size = max(len(clips), 1)
+    graph = coo_array((np.ones(len(clips)), (pairs, size + copies)), (2 * size, 2 * size))
+    together = connected_components(graph, False)[1][pairs]
+    groups = []
+    for _, its in clips.groupby(together, sort=False):
+        one_class = its["label"].nunique() == 1
+        names = sorted(its["group"].unique() if one_class else group_pairs(its).unique())
+        groups.append(pd.Series(("" if one_class else "=") + "=".join(names), its.index))
+    return clips.assign(group=pd.concat(groups)) if groups else clips
 
 
 # ---------------------------------------------------------------- splits
 
-def make_split(clips: pd.DataFrame, kind: str, seed: int = 42) -> pd.DataFrame:
-    """The clips of `scan_clips`, sorted by path, with the column `part`: train, val or test, each with every class.
+def make_split(clips: pd.DataFrame, kind: str, seed: int = 42, known: pd.Series | None = None) -> pd.DataFrame:
+    """The clips of `scan_folder`, sorted by path, with the column `part`: train, val or test, each with every class.
 
-    `kind` is `official1|2|3` (UCF-101's test groups 1-7, 8-14 or 15-21; validation groups 22-25), `group` (75/12.5/12.5
-    of each class in whole groups: val and test are within half of the class's largest group of their target, given
-    enough groups) or `random` (75/12.5/12.5, stratified by class, groups ignored); the last two depend on `seed`, none
-    on the order of rows. A kind that is unknown or can't be made of these clips is a ValueError.
+    Args:
+        clips: where two rows have the same `copy_of`, if there is such a column, `random` keeps them in one part.
+        kind: `official1|2|3` (UCF-101's test groups 1-7, 8-14 or 15-21; validation groups 22-25), `group`
+            (75/12.5/12.5 of each class in whole groups: val and test are within half of the class's largest group of
+            their target, given enough groups), `random` (75/12.5/12.5, stratified by class, groups ignored), or `given`
+            (the parts that the clips came with; one that is missing is taken from train in whole groups). What is dealt
+            out depends on `seed`, none on the order of rows.
+        known: parts that clips, told by `clip_path`, keep (with their groups).
+
+    Raises:
+        ValueError: the kind is unknown, or can't be made of these clips.
     """
+    known = pd.Series("", clips["clip_path"], dtype=object) if known is None else known
     clips = clips.sort_values("clip_path", ignore_index=True)
-    if kind not in KINDS:
-        raise ValueError(f"no split {kind!r}: there are {', '.join(KINDS)}")
+    had = clips["clip_path"].map(known).fillna("")
     if kind in TEST_GROUPS:
         return clips.assign(part=_official_parts(clips, kind))
-    return clips.assign(part=(_group_parts if kind == "group" else _random_parts)(clips, seed))
+    if kind == "given":
+        return clips.assign(part=_given_parts(clips, seed))
+    if kind not in KINDS:
+        raise ValueError(f"no split {kind!r}: there are {', '.join(KINDS)}")
+    return clips.assign(part=(_group_parts if kind == "group" else _random_parts)(clips, seed, had))
 
 
 def _official_parts(clips: pd.DataFrame, kind: str) -> np.ndarray:
@@ -110,44 +95,109 @@ def _official_parts(clips: pd.DataFrame, kind: str) -> np.ndarray:
     return part
 
 
-def _group_parts(clips: pd.DataFrame, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    part = np.full(len(clips), "train", dtype=object)
-    for label, of_class in clips.groupby("label", sort=True):
-        sizes = of_class["group"].value_counts().sort_index()
-        if len(sizes) < 3:
-            raise ValueError(f"too few groups in {label}: it has {len(sizes)}, and needs 3 to be in train, "
-                             "val and test: add groups, or use SPLIT=random")
-        sizes = sizes.iloc[rng.permutation(len(sizes))]
-        for name, kept in (("test", 2), ("val", 1)):
-            held_out = _take_groups(sizes, HELD_OUT * len(of_class), most=len(sizes) - kept)
-            part[of_class.index[of_class["group"].isin(held_out)]] = name
-            sizes = sizes.drop(held_out)
+def _given_parts(clips: pd.DataFrame, seed: int) -> pd.Series:
+    """The parts that the clips have; what is missing is taken from the training part by whole groups."""
+    part = clips["part"]
+    missing = [name for name in ("test", "val") if name not in set(part)]
+    if missing:
+        rest = clips[part == "train"]
+        free = _group_parts(rest.reset_index(drop=True), seed, pd.Series("", range(len(rest))), missing)
+        part = part.where(part != "train", pd.Series(free, rest.index))
+    for name in ("train", "test"):
+        there = sorted(clips.loc[part == name, "label"].unique())
+        if lacking := sorted(set(clips["label"]) - set(there)):
+            raise ValueError(f"{name} has no clip of {', '.join(lacking)}: add some, leave these classes out with "
+                             f"CLASSES={quoted_list(there)}, or use SPLIT=group")
     return part
 
 
-def _take_groups(sizes: pd.Series, target: float, most: int) -> list[str]:
-    """At most `most` groups, each bringing the number of clips nearer to the target; the smallest where none does."""
+def with_given_parts(clips: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
+    """The clips that a user's three CSVs in `folder` list, with the label, group and part that these say.
+
+    Raises:
+        FileNotFoundError: clips of the CSVs are not there; all of them are listed.
+        ValueError: as `read_split`, or a clip is in more than one part.
+    """
+    parts = read_split(folder)
+    check_leakage(parts)
+    rows = pd.concat(parts, names=["part"]).reset_index("part")
+    if gone := sorted(set(rows["clip_path"]) - set(clips["clip_path"])):
+        raise FileNotFoundError(_gone(gone, folder))
+    return rows.sort_values("clip_path", ignore_index=True)[[*COLUMNS, "part"]]
+
+
+def _gone(clips: list[str], folder: str | Path) -> str:
+    listed = "\n  ".join(clips)
+    return (f"{len(clips)} clips of the split in {folder} are not there, or can't be used:\n  {listed}\nget them, take "
+            "these rows out, or move the three CSVs away to have a split made anew")
+
+
+def _group_parts(clips: pd.DataFrame, seed: int, known: pd.Series, parts: tuple = ("test", "val")) -> np.ndarray:
+    """Deals whole groups out to `parts`, the rest being train; groups with a part in `known` keep it."""
+    counts = clips.groupby("label")["group"].nunique()
+    _check_sizes(counts, 1 + len(parts), "groups", clips)
+    rng, pairs, settled = np.random.default_rng(seed), group_pairs(clips), {}
+    for name in ("train", "val", "test"):  # where clips of one group had several, test goes before val and train
+        settled |= dict.fromkeys(pairs[known == name], name)
+    for label, of_class in clips.groupby("label", sort=True):
+        its = pairs[of_class.index]
+        sizes = of_class["group"].value_counts().sort_index()
+        sizes.index = [its[of_class["group"] == group].iloc[0] for group in sizes.index]
+        held = {name: sum(size for pair, size in sizes.items() if settled.get(pair) == name) for name in PARTS}
+        free = sizes[[pair not in settled for pair in sizes.index]]
+        free = free.iloc[rng.permutation(len(free))]
+        for number, name in enumerate(parts, 1):
+            needed = sum(not held[other] for other in (*parts[number:], "train"))
+            taken = _take_groups(free, HELD_OUT * len(of_class) - held[name], len(free) - needed, not held[name])
+            if not taken and not held[name]:  # all groups have a part: one of train's is given up
+                spare = sizes[[settled.get(pair) == "train" for pair in sizes.index]]
+                if len(spare) < 2:
+                    raise ValueError(f"no group of {label} is left for {name}")
+                taken = [spare.idxmin()]
+            settled |= dict.fromkeys(taken, name)
+            free = free.drop(taken, errors="ignore")
+        if free.empty and not held["train"]:
+            raise ValueError(f"no group of {label} is left for train")
+    return pairs.map(settled).fillna("train").to_numpy()
+
+
+def _take_groups(sizes: pd.Series, target: float, most: int, needed: bool) -> list[str]:
+    """At most `most` groups, each bringing the number of clips nearer to the target; where none does and one is
+    `needed`, the smallest."""
     taken, total = [], 0
     for group, size in sizes.items():
         if len(taken) < most and total + size / 2 < target:
             taken.append(group)
             total += size
-    return taken or [sizes.idxmin()]
+    return taken or ([sizes.idxmin()] if needed and most > 0 else [])
 
 
-def _random_parts(clips: pd.DataFrame, seed: int) -> np.ndarray:
-    label = clips["label"].to_numpy()
+def _random_parts(clips: pd.DataFrame, seed: int, known: pd.Series) -> np.ndarray:
+    label, copies = clips["label"].to_numpy(), clips.get("copy_of", clips["clip_path"])
+    if known.any() or copies.duplicated().any():
+        return _group_parts(clips.assign(group="=" + copies), seed, known)
     try:
         _, rest = train_test_split(clips.index, test_size=2 * HELD_OUT, stratify=label, random_state=seed)
         val, test = train_test_split(rest, test_size=0.5, stratify=label[rest], random_state=seed)
-    except ValueError as error:
-        counts = clips["label"].value_counts()
-        raise ValueError(f"too few clips for train, val and test: {counts.idxmin()} has {counts.min()}; give "
-                         "every class at least 8") from error
+    except ValueError:
+        _check_sizes(clips["label"].value_counts(), ENOUGH_CLIPS, "clips", clips)
+        raise
     part = np.full(len(clips), "train", dtype=object)
     part[val], part[test] = "val", "test"
     return part
+
+
+def _check_sizes(counts: pd.Series, least: int, what: str, clips: pd.DataFrame) -> None:
+    """Raises a ValueError that names every class with too few groups or clips, and what can be done."""
+    small, enough = counts[counts < least].sort_index(), sorted(counts[counts >= least].index)
+    if small.empty:
+        return
+    cures = [f"leave them out with CLASSES={quoted_list(enough)}"] if len(enough) > 1 else []
+    if what == "groups" and clips["label"].value_counts().min() >= ENOUGH_CLIPS:
+        cures.append("use SPLIT=random, which ignores groups")
+    raise ValueError(f"too few {what} for train, val and test, {least} of each class: "
+                     + ", ".join(f"{label} has {count}" for label, count in small.items())
+                     + f"; {', or '.join(['add clips', *cures])}")
 
 
 # ---------------------------------------------------------------- their files
@@ -155,6 +205,11 @@ def _random_parts(clips: pd.DataFrame, seed: int) -> np.ndarray:
 def split_paths(folder: str | Path) -> dict[str, Path]:
     """Where the CSV of each part is in a splits folder."""
     return {name: Path(folder) / f"{name}.csv" for name in PARTS}
+
+
+def split_record(folder: str | Path) -> Path:
+    """Where it is written of what a split was made, beside its CSVs; a user's own split has no such file."""
+    return Path(folder) / "split.json"
 
 
 def split_parts(split: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -188,45 +243,111 @@ def clip_file(root: str | Path, clip_path: str) -> Path:
 def read_part(path: str | Path) -> pd.DataFrame:
     """One CSV of a split: clip_name, clip_path, label, group, all text; missing names and groups come from the paths.
 
+    Read as spreadsheets write them: columns apart by `,` or `;`, with or without a byte order mark, with `/` or `\\` in
+    paths.
+
     Raises:
         FileNotFoundError: it is missing.
         ValueError: it has no clip_path or label, or no row.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such split file; make the splits with python tools/data.py split ROOT")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such split file; python tools/data.py split FOLDER makes one, and says where")
+    with open(path, encoding="utf-8-sig") as file:
+        header = file.readline()
     try:
-        part = pd.read_csv(path, dtype=str, keep_default_na=False)
+        part = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+                           sep=";" if ";" in header and "," not in header else ",")
     except pd.errors.EmptyDataError:
         part = pd.DataFrame()
+    part = part.rename(columns=lambda name: str(name).strip())
     if not {"clip_path", "label"} <= set(part.columns) or part.empty:
         raise ValueError(f"{path} needs the columns clip_path and label, and at least one row: mend it, or "
                          "remove the three split CSVs to have them made anew")
-    part["clip_path"] = "/" + part["clip_path"].str.lstrip("/")
+    part["clip_path"] = "/" + part["clip_path"].map(_with_slashes).str.lstrip("/")
     names = part["clip_path"].str.rsplit("/", n=1).str[1]
     return pd.DataFrame({"clip_name": names, "group": names.map(group_of), **part})[COLUMNS]
 
 
-def ensure_splits(root: str | Path, folder: str | Path, kind: str, classes: Iterable[str] | None = None,
-                  seed: int = 42) -> dict[str, Path]:
-    """The path of each part's CSV in `folder`, made from the clips below `root` where there are none yet.
+def _with_slashes(path: str) -> str:
+    """A path as it is written on Windows, with slashes; a name that has a backslash keeps it."""
+    return path if "/" in path else path.replace("\\", "/")
 
-    Three CSVs that are there are used as they are, whatever `kind` says, and never overwritten. Errors as `scan_clips`,
-    `make_split` and `read_split`; a ValueError where the CSVs hold other classes than `classes`.
+
+def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str,
+                  seed: int = 42) -> tuple[dict[str, Path], list[str]]:
+    """The CSV of each part in `folder`, made of the clips where there are none yet; and lines on what changed.
+
+    A split that was made here is extended where clips were added, and those that are gone are taken out: groups, and
+    contents, that had a part keep it. Three CSVs of the user's are used as they are, and never written.
+
+    Args:
+        clips: with the columns of a split's CSV, sha256 and, for the kind `given`, part.
+        kind, seed: as `make_split`, where a split is made.
+
+    Raises:
+        FileNotFoundError: clips of the user's CSVs are not among `clips`; all of them are listed.
+        ValueError: as `make_split` and `read_split`.
     """
-    classes, paths = None if classes is None else set(classes), split_paths(folder)
+    paths, contents = split_paths(folder), dict(zip(clips["clip_path"], clips["sha256"], strict=True))
     if not any(path.exists() for path in paths.values()):
-        return write_split(make_split(scan_clips(root, classes), kind, seed), folder)
-    held = set(pd.concat(read_split(folder).values())["label"])
-    if classes not in (None, held):
-        raise ValueError(f"the split CSVs in {folder} hold {', '.join(sorted(held))}, not {', '.join(sorted(classes))}"
-                         ": ask for those classes, or move the three CSVs away to have them made anew")
+        return _write_own(make_split(clips, kind, seed), folder, contents), []
+    parts, record = read_split(folder), read_json(split_record(folder))
+    if record.get("sha256") != split_hash(parts):  # made, or changed, by hand
+        return paths, _compared(parts, contents, folder)
+    if kind == "given":
+        made = make_split(clips, kind, seed)
+        same = split_hash(split_parts(made)) == record["sha256"] and record["clips"] == contents
+        if not same:
+            _write_own(made, folder, contents)
+        return paths, [] if same else ["the split that came with the clips, or their contents, changed"]
+    if record["clips"] == contents:
+        return paths, []
+    known, changes = _parts_kept(parts, record["clips"], clips, kind)
+    try:
+        split, how = make_split(clips, kind, seed, known), "extended: what had a part keeps it"
+    except ValueError:
+        split, how = make_split(clips, kind, seed), "made anew, since too little of the old one is left"
+    return _write_own(split, folder, contents), [f"the clips changed ({changes}); the split in {folder} was {how}"]
+
+
+def _write_own(split: pd.DataFrame, folder: str | Path, contents: Mapping[str, str]) -> dict[str, Path]:
+    paths = write_split(split, folder)
+    write_json(split_record(folder), {"sha256": split_hash(read_split(folder)), "clips": contents})
     return paths
+
+
+def _parts_kept(parts: dict[str, pd.DataFrame], old: dict[str, str], clips: pd.DataFrame, kind: str):
+    """The part that each clip keeps, or nothing, by clip_path; and, in words, how the clips differ from the `old`
+    ones, clip_path to content."""
+    rows = pd.concat(parts, names=["part"]).reset_index("part")
+    unit = group_pairs if kind == "group" else lambda table: table["clip_path"]
+    by_unit = dict(zip(unit(rows), rows["part"], strict=True))
+    by_content = {old[path]: part for path, part in zip(rows["clip_path"], rows["part"], strict=True) if path in old}
+    known = unit(clips).map(by_unit).fillna(clips["sha256"].map(by_content)).fillna("")
+    now, contents = dict(zip(clips["clip_path"], clips["sha256"], strict=True)), set(old.values())
+    moved = [path for path in now.keys() - old.keys() if now[path] in contents]
+    counts = {"added": len(now.keys() - old.keys()) - len(moved), "moved or relabelled": len(moved),
+              "removed": len(old.keys() - now.keys()) - len(moved),
+              "with other content": sum(now[path] != old[path] for path in now.keys() & old.keys())}
+    changes = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
+    return pd.Series(known.to_numpy(), clips["clip_path"]), changes
+
+
+def _compared(parts: dict[str, pd.DataFrame], contents: Mapping[str, str], folder: str | Path) -> list[str]:
+    """Lines on clips that a user's split has not; those that it has in vain are an error."""
+    listed = set(pd.concat(parts.values())["clip_path"])
+    if gone := sorted(listed - contents.keys()):
+        raise FileNotFoundError(_gone(gone, folder))
+    spare = sorted(contents.keys() - listed)
+    return [f"{len(spare)} clips are in none of the CSVs in {folder}, and left out (first {spare[0]}): add rows for "
+            "them, or move the three CSVs away to have a split made anew"] if spare else []
 
 
 # ---------------------------------------------------------------- what is in a split
 
 def check_leakage(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per group in more than one part of a split: label, group, parts (such as "train, test").
+    """One row per group in more than one part of a split: label (its first), group, parts (such as "train, test").
 
     A clip in more than one part is a ValueError; the message lists such clips.
     """
@@ -235,8 +356,9 @@ def check_leakage(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     if shared := sorted(in_parts.index[in_parts > 1]):
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         raise ValueError(f"clips in more than one part: {', '.join(shared[:5])}{more}; keep each in one")
-    groups = rows.groupby(["label", "group"])["part"].agg(lambda part: ", ".join(part.unique()))
-    return groups[groups.str.contains(",")].reset_index(name="parts")
+    groups = rows.groupby(group_pairs(rows).to_numpy()).agg(
+        label=("label", "first"), group=("group", "first"), parts=("part", lambda part: ", ".join(part.unique())))
+    return groups[groups["parts"].str.contains(",")].reset_index(drop=True)
 
 
 def leakage_warning(shared: pd.DataFrame) -> str:
@@ -249,9 +371,11 @@ def leakage_warning(shared: pd.DataFrame) -> str:
             "same people and scenes are trained on and tested, so scores are optimistic; use SPLIT=group")
 
 
-def split_hash(parts: dict[str, pd.DataFrame]) -> str:
-    """SHA-256 (hex) of which clips, with label and group, are in which part, whatever the order of rows."""
-    rows = sorted("\t".join((name, *row)) for name, table in parts.items()
+def split_hash(parts: dict[str, pd.DataFrame], contents: Mapping[str, str] | None = None) -> str:
+    """SHA-256 (hex) of which clips, with label, group and, by clip_path, content, are in which part, whatever the order
+    of rows."""
+    contents = contents or {}
+    rows = sorted("\t".join((name, *row, contents.get(row[0], ""))) for name, table in parts.items()
                   for row in table[["clip_path", "label", "group"]].to_numpy())
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
@@ -259,8 +383,9 @@ def split_hash(parts: dict[str, pd.DataFrame]) -> str:
 def split_table(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Numbers of clips: a row per class and a last one `total`, a column per part and a last one `total`."""
     rows = pd.concat(parts, names=["part"]).reset_index("part")
-    table = pd.crosstab(rows["label"], rows["part"], margins=True, margins_name="total")
-    return table.reindex(columns=[*parts, "total"], fill_value=0).rename_axis(index="class", columns=None)
+    table = pd.crosstab(rows["label"], rows["part"]).reindex(columns=[*parts], fill_value=0)
+    table = pd.concat([table, table.sum().to_frame("total").T])  # by hand: a class may be called total
+    return table.assign(total=table.sum(axis=1)).rename_axis(index="class", columns=None)
 
 
 def group_folds(table: pd.DataFrame, most: int, grouped: bool,
@@ -276,8 +401,9 @@ def group_folds(table: pd.DataFrame, most: int, grouped: bool,
         raise ValueError(f"{clips.idxmin()} has one clip to tune on: cross-validation needs two")
     pairs = group_pairs(table)
     fewest = pairs.groupby(table["label"]).nunique().min()
-    if grouped and fewest >= 2:
-        splitter, groups, how = StratifiedGroupKFold, pairs, "whole groups"
+    if fewest >= 2 and (grouped or table["group"].str.contains("=").any()):
+        splitter, groups = StratifiedGroupKFold, pairs
+        how = "whole groups" if grouped else "single clips, since the clips name no groups, with copies kept together"
     else:
         splitter, groups, fewest = StratifiedKFold, None, clips.min()
         how = f"single clips, since {'a class has one group only' if grouped else 'the clips name no groups'}"

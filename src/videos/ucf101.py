@@ -3,7 +3,6 @@
 UCF-101: Soomro, Zamir, Shah, CRCV-TR-12-01, 2012. Of the zip only the wanted members are read.
 """
 
-import difflib
 import errno
 import filecmp
 import os
@@ -26,6 +25,7 @@ from urllib3.util import Retry
 
 from config import UCF101_ROOT, VIDEO_SUFFIXES
 from files import atomic_path, remove_abandoned
+from videos.folder import PART_FOLDERS, Folder, find_clips, match_classes
 
 DEFAULT_URL = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"
 TIMEOUT = (10, 60)  # seconds to connect, and without a byte
@@ -55,7 +55,6 @@ GROUPS, FEWEST_CLIPS = 25, 4  # groups of each class; clips that each group has 
 _CLIP = re.compile(r"v_(?P<label>\w+)_g(?P<group>\d+)_c(?P<clip>\d+)"
                    rf"(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))})", re.IGNORECASE)
 _BY_LOWER_CASE = {name.lower(): name for name in UCF101_CLASSES}
-_PART_FOLDERS = {"train", "val", "valid", "test"}
 # A body that broke off, or isn't what the directory says: what `RETRIES` doesn't see.
 _BAD_BODY = (urllib3.exceptions.HTTPError, zipfile.BadZipFile, zlib.error, EOFError)
 
@@ -71,14 +70,12 @@ def canonical_class(name: str) -> str:
 
 def _choose(found: dict[str, dict], classes: Iterable[str] | None, out: Path, place: str | Path) -> dict[Path, object]:
     """The place in `out` of each clip of some classes, to where it comes from; `found` is by class and name."""
-    available = sorted(found)
-    if not available:
+    if not found:
         raise DataError(f"{place} has no clips: it needs v_<Class>_gNN_cNN.avi files, or one folder per class")
-    wanted = set(available) if classes is None else {canonical_class(name) for name in classes}
-    for name in sorted(wanted - set(available)):
-        near = difflib.get_close_matches(name, available, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {' '.join(available)}"
-        raise DataError(f"{place} has no class {name}: {hint}")
+    try:
+        wanted = set(found) if classes is None else match_classes(classes, found)
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from None
     remove_abandoned(out)
     return {out / label / name: clip for label in sorted(wanted) for name, clip in found[label].items()}
 
@@ -238,20 +235,29 @@ def _find_clips(src: Path) -> dict[str, dict[str, Path]]:
     """The videos below a folder, by class and name."""
     if not src.is_dir():
         raise DataError(f"no folder {src}: name the folder of your copy")
+    root, rows = _unwrapped(src)
     found = {}
-    for path in sorted(src.rglob("*")):
-        parts = path.relative_to(src).parts
-        if path.suffix.lower() not in VIDEO_SUFFIXES or any(part[0] == "." for part in parts):
-            continue
+    loose = rows.others.loc[rows.others["reason"] == "a video in no class folder", "path"]
+    for clip_path, folder in (*rows.clips[["clip_path", "label"]].to_numpy(), *((path, "") for path in loose)):
+        path = root / clip_path.lstrip("/")
         named = _CLIP.fullmatch(path.name)
-        label = named["label"] if named else path.parent.name
-        if not named and (len(parts) == 1 or label.lower() in _PART_FOLDERS):
-            continue
-        clips = found.setdefault(canonical_class(label), {})
-        first = clips.setdefault(path.name, path)
-        if first != path and not filecmp.cmp(first, path, shallow=False):
-            raise DataError(f"{first} and {path} are two clips of one class and name: rename one")
+        if not named and folder.lower() in PART_FOLDERS:  # beside folders that are no parts
+            folder = path.parent.name if clip_path.count("/") > 2 else ""
+        if label := named["label"] if named else folder:
+            clips = found.setdefault(canonical_class(label), {})
+            first = clips.setdefault(path.name, path)
+            if first != path and not filecmp.cmp(first, path, shallow=False):
+                raise DataError(f"{first} and {path} are two clips of one class and name: rename one")
     return found
+
+
+def _unwrapped(src: Path) -> tuple[Path, Folder]:
+    """The folder whose sub-folders are classes or parts: `src` itself, or the one that alone lies in it, and so on."""
+    found = find_clips(src)
+    labels = found.clips["label"].unique()
+    if len(labels) == 1 and (found.clips["clip_path"].str.count("/") > 2).all() and not found.clips["part"].any():
+        return _unwrapped(src / labels[0])
+    return src, found
 
 
 def _bring(source: Path, target: Path, mode: str) -> None:

@@ -270,8 +270,9 @@ def test_a_split_is_made_once_and_a_users_own_is_respected(tmp_path):
     paths, lines = ensure_splits(clips, folder, "official1")
     assert split_table(read_split(folder)).loc["total"].tolist() == [199, 56, 107, 362] and lines == []
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert ensure_splits(clips, folder, "random") == (paths, [])
+    assert ensure_splits(clips, folder, "official1", seed=7) == (paths, [])
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert "made anew" in ensure_splits(clips, folder, "random")[1][0]
 
     own = write_split(make_split(three_classes[three_classes["label"] != "Punch"], "random"), tmp_path / "own")
     before = {path: path.read_bytes() for path in own.values()}

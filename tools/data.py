@@ -104,7 +104,7 @@ def split_clips(dataset: str, classes: list[str] | None) -> None:
 
 def check_clips(dataset: str, classes: list[str] | None) -> None:
     """Looks at names, headers and hashes, then decodes every clip; what a run would refuse is an error."""
-    print(survey(dataset, classes).to_string(index=False), flush=True)
+    print(survey(dataset, os.environ.get("SPLIT") or None, classes).to_string(index=False), flush=True)
     data = _opened(dataset, classes)
     print(check_table(data.facts).to_string(), data.findings.to_string(index=False), sep="\n\n")
 

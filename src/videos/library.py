@@ -140,12 +140,14 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     return _described(VideoData(name, root, {}, paths, {"kind": kind}, own_results), found, facts, clips, lines)
 
 
-def survey(dataset: str = "demo", classes: list[str] | None = None, cache: Path = CACHE) -> pd.DataFrame:
-    """The findings of a folder by names, headers, sizes and hashes alone, in seconds; errors as `open_data`."""
+def survey(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None,
+           cache: Path = CACHE) -> pd.DataFrame:
+    """The findings of a folder by names, headers, sizes and hashes alone, in seconds; arguments and errors as
+    `open_data`."""
     _, root, _ = locate(dataset)
     if dataset == "demo":
         render_dataset(root)
-    found = scan_folder(root, classes)
+    found, *_ = _found(dataset, split, root, dataset in DATASETS, classes)
     facts = clip_facts(root, found.clips, decode=False, cache=cache)
     return findings(found, facts.drop(columns="part").assign(copy_of=copies(facts)))
 
@@ -222,7 +224,7 @@ def _described(data: VideoData, found: Folder, facts: pd.DataFrame, clips: pd.Da
              "clips": {part: len(table) for part, table in parts.items()}, "groups_named": has_groups(found.clips),
              "shared_groups": len(shared), "left_out": left_out}
     labels = {label: i for i, label in enumerate(sorted(rows["label"].unique()))}
-    return replace(data, class_map=labels, split=about, facts=facts, findings=table)
+    return replace(data, class_map=labels, split=about, facts=facts.drop(columns="glances"), findings=table)
 
 
 def open_asked() -> VideoData:
@@ -231,5 +233,6 @@ def open_asked() -> VideoData:
     What a quick look finds is printed first, while every clip is yet to be decoded.
     """
     dataset, classes = os.environ.get("DATASET") or "demo", name_list(os.environ.get("CLASSES", ""))
-    print(survey(dataset, classes).to_string(index=False), flush=True)
-    return open_data(dataset, os.environ.get("SPLIT") or None, classes, asked_number("SEED"))
+    split, seed = os.environ.get("SPLIT") or None, asked_number("SEED")
+    print(survey(dataset, split, classes).to_string(index=False), flush=True)
+    return open_data(dataset, split, classes, seed)

@@ -252,7 +252,8 @@ def read_part(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such split file; python tools/data.py split FOLDER makes one, and says where")
+        raise FileNotFoundError(f"{path}: no such split file; python tools/data.py split FOLDER makes one, and says "
+                                "where")
     with open(path, encoding="utf-8-sig") as file:
         header = file.readline()
     try:
@@ -291,7 +292,7 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str,
     """
     paths, contents = split_paths(folder), dict(zip(clips["clip_path"], clips["sha256"], strict=True))
     if not any(path.exists() for path in paths.values()):
-        return _write_own(make_split(clips, kind, seed), folder, contents), []
+        return _write_own(make_split(clips, kind, seed), folder, kind, contents), []
     parts, record = read_split(folder), read_json(split_record(folder))
     if record.get("sha256") != split_hash(parts):  # made, or changed, by hand
         return paths, _compared(parts, contents, folder)
@@ -299,8 +300,11 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str,
         made = make_split(clips, kind, seed)
         same = split_hash(split_parts(made)) == record["sha256"] and record["clips"] == contents
         if not same:
-            _write_own(made, folder, contents)
+            _write_own(made, folder, kind, contents)
         return paths, [] if same else ["the split that came with the clips, or their contents, changed"]
+    if record["kind"] != kind:
+        return _write_own(make_split(clips, kind, seed), folder, kind, contents), [
+            f"the split in {folder} was made anew: it was of the kind {record['kind']}"]
     if record["clips"] == contents:
         return paths, []
     known, changes = _parts_kept(parts, record["clips"], clips, kind)
@@ -308,12 +312,13 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str,
         split, how = make_split(clips, kind, seed, known), "extended: what had a part keeps it"
     except ValueError:
         split, how = make_split(clips, kind, seed), "made anew, since too little of the old one is left"
-    return _write_own(split, folder, contents), [f"the clips changed ({changes}); the split in {folder} was {how}"]
+    return _write_own(split, folder, kind, contents), [f"the clips changed ({changes}); the split in {folder} was {how}"]
 
 
-def _write_own(split: pd.DataFrame, folder: str | Path, contents: Mapping[str, str]) -> dict[str, Path]:
+def _write_own(split: pd.DataFrame, folder: str | Path, kind: str, contents: Mapping[str, str]) -> dict[str, Path]:
     paths = write_split(split, folder)
-    write_json(split_record(folder), {"sha256": split_hash(read_split(folder)), "clips": contents})
+    record = {"kind": kind, "sha256": split_hash(read_split(folder)), "clips": contents}
+    write_json(split_record(folder), record)
     return paths
 
 

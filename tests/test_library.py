@@ -1,5 +1,6 @@
 """Folders as people have them: what is used, left out, said, refused; and the advice of every message, followed."""
 
+import os
 import re
 import shlex
 import shutil
@@ -176,8 +177,15 @@ def test_copies_in_different_parts_of_a_given_split_are_warned_of(tmp_path, open
     fill(root, {"jump": 2, "run": 2}, "test/{label}/{label}_{number}.avi", start=4)
     shutil.copy(root / "train" / "jump" / "jump_0.avi", root / "test" / "jump" / "copy.avi")
     its = opened(root)
-    assert its.split["kind"] == "given" and its.split["clips"]["test"] == 5
-    assert f"warning: {STRADDLING}: /test/jump/copy.avi = /train/jump/jump_0.avi" in capsys.readouterr().out
+    assert its.split["kind"] == "given" and its.split["clips"] == {"train": 6, "val": 2, "test": 5}
+    assert "the folder has no val: taken from the training part in whole groups" in capsys.readouterr().out
+    assert f"warning: {STRADDLING}: /test/jump/copy.avi = /train/jump/jump_0.avi" in opened_again(opened, root, capsys)
+
+
+def opened_again(opened, root: Path, capsys) -> str:
+    """What is printed when a folder is opened another time."""
+    opened(root)
+    return capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- layouts, classes, too few
@@ -264,6 +272,20 @@ def test_classes_are_found_in_any_case_and_unicode_form(tmp_path, opened):
     with pytest.raises(ValueError, match="differ by case alone"):
         match_classes(["WALK"], ["walk", "Walk"])
     assert match_classes(["Walk"], ["walk", "Walk"]) == ["Walk"]
+
+
+def test_names_that_are_no_text_are_told(folder, opened):
+    try:
+        (folder / "jump" / os.fsdecode(b"caf\xe9.avi")).touch()
+    except OSError:
+        pytest.skip("this file system takes valid names only")
+    found = opened(folder).findings.set_index("what")["which"]
+    assert found["a name that is not UTF-8: rename it"] == "/jump/caf\\udce9.avi"
+
+
+def test_a_class_may_be_called_splits(folder, opened):
+    fill(folder, {"splits": 8})
+    assert opened(folder).classes == ["jump", "run", "splits"]
 
 
 def test_links_to_folders_are_followed_once(folder):

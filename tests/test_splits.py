@@ -65,7 +65,7 @@ def test_group_of(name, group):
 
 
 def test_scan_lists_videos_of_class_folders_only(tmp_path):
-    touch(tmp_path, "B/v_B_g01_c01.avi", "A/x.MP4", "A/.tmp-1-y.mp4", "A/notes.txt", "splits/z.avi",
+    touch(tmp_path, "B/v_B_g01_c01.avi", "A/x.MP4", "A/.tmp-1-y.mp4", "A/notes.txt", "splits/z.avi", "splits/train.csv",
           ".hid/z.avi", "empty/readme.md", "stray.avi")
     clips = scan_clips(tmp_path)
     assert clips.values.tolist() == [["x.MP4", "/A/x.MP4", "A", "x"],
@@ -418,6 +418,12 @@ def test_given_parts_are_kept_and_a_missing_one_is_taken_from_train():
 def test_lists_are_read_as_people_write_them(tmp_path, text):
     (tmp_path / "train.csv").write_bytes(text.encode())
     assert read_part(tmp_path / "train.csv").values.tolist() == [["a.avi", "/A/a.avi", "A", "a"]]
+
+
+def test_a_list_in_another_encoding_is_named_with_the_cure(tmp_path):
+    (tmp_path / "train.csv").write_bytes("clip_path,label\n/Ü/a.avi,Ü\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train.csv: can't be read as a table .*save it as CSV in UTF-8"):
+        read_part(tmp_path / "train.csv")
 
 
 def test_names_with_separators_survive_a_split(tmp_path):

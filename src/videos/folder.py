@@ -99,6 +99,8 @@ def find_clips(root: str | Path) -> Folder:
     others += [(f"/{name}", "a folder without videos") for name in _other_folders(root, {v.parts[0] for v in videos})]
     clips = pd.DataFrame(filter(None, rows), columns=[*COLUMNS, "part"]).sort_values("clip_path", ignore_index=True)
     notes = [f"{', '.join(parts)} are taken for parts of a split"] if parts else []
+    if parts and (missing := [part for part in PARTS if part not in parts.values()]):
+        notes.append(f"the folder has no {' and '.join(missing)}: taken from the training part in whole groups")
     if (nested := clips["clip_path"].str.count("/") > (3 if parts else 2)).any():
         notes.append(f"{nested.sum()} clips lie in sub-folders of their class, which are taken for groups")
     return Folder(clips, pd.DataFrame(others, columns=["path", "reason"]), notes)
@@ -138,13 +140,24 @@ def _sorted_out(root: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]]]
     videos, others = [], []
     for path in _visible(root):
         below = PurePosixPath(path.relative_to(root).as_posix())
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
+        if not _is_text(path.name):
+            shown = f"/{below}".encode(errors="backslashreplace").decode()
+            others.append((shown, "a name that is not UTF-8: rename it"))
+        elif path.suffix.lower() not in VIDEO_SUFFIXES:
             others.append((f"/{below}", "not a video's suffix" if path.is_file() else "a link to nothing"))
         elif path.is_dir():
             others.append((f"/{below}", "a folder"))
         else:
             videos.append(below)
     return sorted(videos), sorted(others)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _visible(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -156,7 +169,7 @@ def _visible(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path
             continue
         if not path.is_dir():
             yield path
-        elif not (not seen and path.name == "splits"):
+        elif seen or path.name != "splits" or not (path / "train.csv").is_file():
             if path.suffix.lower() in VIDEO_SUFFIXES and not any(path.iterdir()):
                 yield path
             yield from _visible(path, seen | {real})

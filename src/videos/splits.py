@@ -254,13 +254,15 @@ def read_part(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such split file; python tools/data.py split FOLDER makes one, and says "
                                 "where")
-    with open(path, encoding="utf-8-sig") as file:
-        header = file.readline()
     try:
+        with open(path, encoding="utf-8-sig") as file:
+            header = file.readline()
         part = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig",
                            sep=";" if ";" in header and "," not in header else ",")
     except pd.errors.EmptyDataError:
         part = pd.DataFrame()
+    except (UnicodeError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path}: can't be read as a table ({error}): save it as CSV in UTF-8") from error
     part = part.rename(columns=lambda name: str(name).strip())
     if not {"clip_path", "label"} <= set(part.columns) or part.empty:
         raise ValueError(f"{path} needs the columns clip_path and label, and at least one row: mend it, or "
@@ -312,7 +314,8 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str,
         split, how = make_split(clips, kind, seed, known), "extended: what had a part keeps it"
     except ValueError:
         split, how = make_split(clips, kind, seed), "made anew, since too little of the old one is left"
-    return _write_own(split, folder, kind, contents), [f"the clips changed ({changes}); the split in {folder} was {how}"]
+    paths = _write_own(split, folder, kind, contents)
+    return paths, [f"the clips changed ({changes}); the split in {folder} was {how}"]
 
 
 def _write_own(split: pd.DataFrame, folder: str | Path, kind: str, contents: Mapping[str, str]) -> dict[str, Path]:

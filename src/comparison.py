@@ -14,6 +14,7 @@ from files import ClassicalFiles, ModelFiles, ResultFiles, read_json, read_predi
 from folds import fold_table
 from machine import hardware_line
 from names import in_markdown
+from videos.findings import left_out
 
 # What the seed notebook printed: another data set (UCF-101, a random split that shares groups) and another machine.
 SEED_PRINTED = {
@@ -269,8 +270,8 @@ def provenance(results: dict[str, dict]) -> str:
     synthetic = " (**rendered, synthetic clips**: these scores say nothing about real video)"
     dataset, classes = in_markdown(first["dataset"]), ", ".join(map(in_markdown, first["classes"]))
     lines = [f"- data set **{dataset}**{synthetic if first['dataset'] == 'demo' else ''}, classes {classes}",
-             f"- split {first['split']['kind']} ({first['split']['sha256'][:12]}), {first['test_clips']} test videos, "
-             f"groups shared between parts: {first['split']['shared_groups']}"]
+             f"- split {first['split']['kind']} ({first['split']['sha256'][:12]}), {first['test_clips']} test videos"
+             f"{left_out(first['split'])}, groups shared between parts: {first['split']['shared_groups']}"]
     lines += [f"- {title}: {stats['network']}, weights {stats['weights']}, recipe {stats['recipe']['name']}, "
               f"seed {stats['seed']}; measured on {hardware_line(stats['environment'])}"
               for title, stats in results.items() if "backbone" in stats]

@@ -1,9 +1,12 @@
 """Folders as people have them: what is used, left out, said, refused; and the advice of every message, followed."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from zlib import crc32
 
@@ -12,6 +15,7 @@ import pandas as pd
 import pytest
 
 import data as data_tool
+from config import ROOT, name_list
 from conftest import moving_square, write_video
 from videos.findings import STRADDLING, TWO_LABELS
 from videos.folder import find_clips, match_classes, scan_clips
@@ -91,15 +95,15 @@ def test_one_frame_is_no_video_unless_it_is_asked_for(folder, opened, capsys):
 
 
 def test_whatever_is_no_clip_is_named(folder, opened, capsys):
-    for name in ("notes.txt", "jump/half.mp4.part", "loose.avi", "jump/Thumbs.db", ".DS_Store", "jump/._jump_1.avi",
-                 "__MACOSX/jump/x.avi", "jump/@eaDir/jump_1.avi/shot.jpg"):
+    for name in ("notes.txt", "jump/notes.txt", "jump/half.mp4.part", "loose.avi", "jump/Thumbs.db", ".DS_Store",
+                 "jump/._jump_1.avi", "__MACOSX/jump/x.avi", "jump/@eaDir/jump_1.avi/shot.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     (folder / "empty class").mkdir()
     (folder / "jump" / "folder.mp4").mkdir()
     found = opened(folder).findings.set_index("what")["which"].to_dict()
     assert found.pop("used").startswith("/jump/jump_0.avi") and found == {
-        "not a video's suffix": "/jump/half.mp4.part, /notes.txt", "a video in no class folder": "/loose.avi",
+        "not a video's suffix": "/jump/half.mp4.part, /jump/notes.txt", "a video in no class folder": "/loose.avi",
         "a folder without videos": "/empty class", "a folder": "/jump/folder.mp4"}
 
 
@@ -341,3 +345,28 @@ def test_broken_files_do_not_stop_a_selection_of_other_classes(folder, opened):
     (folder / "spin" / "spin_0.avi").write_bytes(b"")
     assert opened(folder, CLASSES="jump run").classes == ["jump", "run"]
     assert isinstance(opened(folder, CLASSES="jump run").facts, pd.DataFrame)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not here")
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_make_hands_names_over_as_they_are(by_environment):
+    """Blanks, brackets, quotes, `$` and `#` reach the commands as they were written."""
+    asked = {"DATASET": "/my videos (phone)/it's $5 \"#1\"", "CLASSES": "'jumping jack' $5_x", "FROM": "~/a b/c;d"}
+    show = "show: ; @$(PYTHON) -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    words = [] if by_environment else [f"{name}={value}" for name, value in asked.items()]
+    environment = {**os.environ, **(asked if by_environment else {})}
+    command = ["make", "-s", "--no-print-directory", "--eval", show, "show", f"PYTHON={sys.executable}", *words]
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    seen = json.loads(printed)
+    assert {name: seen[name] for name in asked} == asked
+    assert seen["SPLIT"] == "" and name_list(seen["CLASSES"]) == ["jumping jack", "$5_x"]
+
+
+def test_data_are_imported_from_a_folder_of_any_name(tmp_path, monkeypatch, capsys):
+    source = fill(tmp_path / "it's (1) $5", {"HandstandPushups": 2, "with blank": 2})
+    monkeypatch.setenv("FROM", str(source))
+    monkeypatch.setenv("CLASSES", "handstandpushups 'With Blank'")
+    monkeypatch.setenv("MODE", "copy")
+    data_tool.main(["get", "--root", str(tmp_path / "root")])
+    assert "4 clips in" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["HandstandPushups", "with blank"]

@@ -55,6 +55,12 @@ def _equations(sets) -> list[str]:
     return [" = ".join(its["clip_path"]) for its in sets]
 
 
+def left_out(split: dict) -> str:
+    """What `VideoData.split` tells of clips that are not used, in brackets; empty where all are."""
+    told = ", ".join(f"{count} {reason}" for reason, count in split.get("left_out", {}).items())
+    return f" (left out: {told})" if told else ""
+
+
 def first_of(names: Sequence[str], count: int = SHOWN) -> str:
     """The first few of some names, and how many there are besides."""
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -29,8 +29,8 @@ class Folder:
     Attributes:
         clips: one row per clip, sorted by path: clip_name, clip_path (below the root, beginning with `/`), label,
             group, and part: `train`, `val` or `test` where the folder is split, else empty.
-        others: path (below the root) and reason of every file or folder that is not used, but for hidden files and
-            what systems leave behind.
+        others: path (below the root) and reason of every file or folder that is not used, but for hidden files, what
+            systems leave behind, and what is no video beside the class folders.
         notes: what was recognised, in words.
     """
 
@@ -144,6 +144,8 @@ def _sorted_out(root: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]]]
             shown = f"/{below}".encode(errors="backslashreplace").decode()
             others.append((shown, "a name that is not UTF-8: rename it"))
         elif path.suffix.lower() not in VIDEO_SUFFIXES:
+            if len(below.parts) == 1 and path.is_file():
+                continue  # lists and notes beside the class folders
             others.append((f"/{below}", "not a video's suffix" if path.is_file() else "a link to nothing"))
         elif path.is_dir():
             others.append((f"/{below}", "a folder"))

@@ -15,7 +15,7 @@ from names import in_markdown
 from videos import splits
 from videos.contents import clip_facts, copies
 from videos.demo import render_dataset
-from videos.findings import STRADDLING, TWO_LABELS, findings
+from videos.findings import STRADDLING, TWO_LABELS, findings, left_out
 from videos.folder import Folder, find_clips, has_groups, match_classes, scan_folder
 
 DATASETS = {"demo": DEMO_ROOT, "ucf101": UCF101_ROOT}
@@ -59,10 +59,8 @@ class VideoData:
             return ("**Data: the embedded demo set.** Its clips are rendered, synthetic scenes of PullUps, Punch and "
                     "PushUps in UCF-101's form. Scores on them show that the study works; they say nothing about "
                     "real video. For real clips set `DATASET` (see the README).")
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.split.get("left_out", {}).items())
-        left_out = f" (left out: {left_out})" if left_out else ""
         return (f"**Data: {in_markdown(self.name)}**, {sum(self.split['clips'].values())} clips of "
-                f"{len(self.class_map)} classes{left_out}.")
+                f"{len(self.class_map)} classes{left_out(self.split)}.")
 
     def table(self, part: str) -> pd.DataFrame:
         """A part's CSV as a DataFrame."""
@@ -212,17 +210,17 @@ def _described(data: VideoData, found: Folder, facts: pd.DataFrame, clips: pd.Da
     shared = splits.check_leakage(parts)
     facts = facts.assign(part=facts["clip_path"].map(dict(zip(rows["clip_path"], rows["part"], strict=True))))
     facts["part"] = facts["part"].fillna("")
-    left_out = facts.loc[facts["part"] == "", "status"].replace("ok", "not in the split").value_counts().to_dict()
+    unused = facts.loc[facts["part"] == "", "status"].replace("ok", "not in the split").value_counts().to_dict()
     table = findings(found, facts)
     lines = [*found.notes, *lines]
-    lines += [f"left out: {row.files} {row.what} ({row.which})" for row in table.itertuples() if row.what in left_out]
+    lines += [f"left out: {row.files} {row.what} ({row.which})" for row in table.itertuples() if row.what in unused]
     lines += [f"warning: {row.what}: {row.which}" for row in table.itertuples() if row.what in (TWO_LABELS, STRADDLING)]
     lines += [f"warning: {warning}"] if (warning := splits.leakage_warning(shared)) else []
     print(*lines, sep="\n", end="\n" if lines else "")
     contents = dict(zip(clips["clip_path"], clips["sha256"], strict=True))
     about = {**data.split, "sha256": splits.split_hash(parts, contents),
              "clips": {part: len(table) for part, table in parts.items()}, "groups_named": has_groups(found.clips),
-             "shared_groups": len(shared), "left_out": left_out}
+             "shared_groups": len(shared), "left_out": unused}
     labels = {label: i for i, label in enumerate(sorted(rows["label"].unique()))}
     return replace(data, class_map=labels, split=about, facts=facts.drop(columns="glances"), findings=table)
 

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from conftest import REAL_CLIPS
+from data_loader import FrameSampler
 from synthetic import (
     COLOURS,
     SIZE,
@@ -36,9 +39,6 @@ from synthetic import (
     write_fast,
     write_song,
 )
-
-from conftest import REAL_CLIPS
-from data_loader import FrameSampler
 from videos import decoding
 from videos.decoding import (
     MOST_PIXELS,

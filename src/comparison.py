@@ -287,7 +287,7 @@ def provenance(results: dict[str, dict]) -> str:
 def scores_reading(results: dict[str, dict]) -> str:
     """A few sentences about the comparison, made from its numbers."""
     accuracy = pd.Series({title: stats["accuracy"] for title, stats in results.items()})
-    latency = pd.Series({title: stats["inference_time"] for title, stats in results.items()})
+    latency = pd.Series({title: stats["inference_time"] for title, stats in results.items() if "inference_time" in stats})
     clips = next(iter(results.values()))["test_clips"]
     order = accuracy.sort_values(ascending=False, kind="stable").index
     top = [title for title in order if accuracy[title] == accuracy.max()]
@@ -296,8 +296,10 @@ def scores_reading(results: dict[str, dict]) -> str:
     else:
         said = (f"The best score, {accuracy.max():.1%} of the {clips} test videos, is that of {', '.join(top)}; the "
                 f"lowest, {accuracy.min():.1%}, that of {order[-1]}.")
-    return (f"{said} With {clips} test videos, a single video is worth {1 / clips:.1%}, so small differences mean "
-            f"little. {latency.idxmin()} needs {latency.min() * 1000:.0f} ms per clip, {latency.idxmax()} "
+    said += f" With {clips} test videos, a single video is worth {1 / clips:.1%}, so small differences mean little."
+    if latency.empty:
+        return said
+    return (f"{said} {latency.idxmin()} needs {latency.min() * 1000:.0f} ms per clip, {latency.idxmax()} "
             f"{latency.max() / latency.min():.1f} times that.")
 
 

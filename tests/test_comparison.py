@@ -13,7 +13,7 @@ import pytest
 import comparison
 import run_notebooks
 from config import ROOT
-from files import ClassicalFiles, ResultFiles, write_csv, write_json
+from files import ClassicalFiles, ResultFiles, read_json, write_csv, write_json
 from machine import environment
 from metrics import classification_metrics, interval_table, seeds_reading
 
@@ -118,6 +118,17 @@ def test_there_is_a_table_of_the_models_that_are_there(there, tmp_path):
     assert all(title in told for title in titles) and "measured on" in told
     assert (comparison.lacking(results) == "") == (len(there) == 3)
     assert comparison.disagreements(results).empty  # all have the same predictions
+
+
+def test_a_model_whose_latency_was_not_measured_is_compared_too(tmp_path):
+    write_results(tmp_path, "2d", table(0))
+    write_results(tmp_path, "3d", table(1))
+    stats = ResultFiles(tmp_path, "3d", "resnet3d").stats
+    write_json(stats, {name: value for name, value in read_json(stats).items() if name != "inference_time"})
+    results = comparison.load_results(tmp_path)
+    assert "2D-CNN needs 100 ms per clip" in comparison.scores_reading(results)
+    assert comparison.cost_table(results).loc["3D-CNN", "latency [s/clip]"] == "–"
+    assert "ms per clip" not in comparison.scores_reading({"3D-CNN": results["3D-CNN"]})
 
 
 def test_results_that_do_not_go_together_are_told_not_raised(tmp_path):

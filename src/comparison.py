@@ -287,7 +287,8 @@ def provenance(results: dict[str, dict]) -> str:
 def scores_reading(results: dict[str, dict]) -> str:
     """A few sentences about the comparison, made from its numbers."""
     accuracy = pd.Series({title: stats["accuracy"] for title, stats in results.items()})
-    latency = pd.Series({title: stats["inference_time"] for title, stats in results.items() if "inference_time" in stats})
+    measured = {title: stats for title, stats in results.items() if "inference_time" in stats}
+    latency = pd.Series({title: stats["inference_time"] for title, stats in measured.items()})
     clips = next(iter(results.values()))["test_clips"]
     order = accuracy.sort_values(ascending=False, kind="stable").index
     top = [title for title in order if accuracy[title] == accuracy.max()]

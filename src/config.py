@@ -23,7 +23,7 @@ NUMBERS = {"SEED": (42, 0, 2**32 - 1), "FOLDS": (5, 0, 1000), "SEEDS": (3, 1, 10
 
 CLASSES = ("PullUps", "Punch", "PushUps")
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".asf", ".3gp", ".3g2",
-                  ".ts", ".mts", ".m2ts", ".flv", ".f4v", ".ogv", ".vob", ".divx", ".mxf", ".qt")
+                  ".ts", ".mts", ".m2ts", ".flv", ".f4v", ".ogv", ".vob", ".divx", ".mxf", ".qt", ".gif")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -28,7 +28,8 @@ from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Recipe
 from machine import cores
 from videos.decoding import VideoInfo, read_frames
 from videos.folder import scan_clips
-from videos.splits import clip_file, read_part
+from videos.split_files import read_part
+from videos.splits import clip_file
 
 DIFFERENCE_GAIN = 2.0  # of differences of values in [0, 1], which are small
 MODALITIES = ("rgb", "diff", "rgb+diff")
@@ -284,7 +285,7 @@ def read_clip_table(csv: str | Path, root: str | Path, class_map: dict[str, int]
 
     Raises:
         FileNotFoundError: the CSV is missing, or clips are: all of them are listed.
-        ValueError: as `videos.splits.read_part`, or labels are not in the class map.
+        ValueError: as `videos.split_files.read_part`, or labels are not in the class map.
     """
     table = read_part(csv)
     unknown = sorted(set(table["label"]) - set(class_map))

@@ -264,10 +264,14 @@ def save_weights(files: ResultFiles, weights: dict[str, torch.Tensor]) -> None:
         read = {}
         with suppress(Exception):  # whatever is wrong with it shows now, not when it is needed
             read = torch.load(temporary, map_location="cpu", weights_only=True)
-        if read.keys() != weights.keys() or not all(torch.equal(read[name], weights[name].cpu()) for name in read):
+        if read.keys() != weights.keys() or not all(_equal(read[name], weights[name].cpu()) for name in read):
             raise WeightsError(f"{files.checkpoint}: not saved: torch {torch.__version__} doesn't load it back as it "
                                "was (constraints.txt has the versions that were tested together)")
         keep_previous(files)
+
+
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.equal(first.isnan(), second.isnan()) and torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 # ---------------------------------------------------------------- reload or train

@@ -19,7 +19,8 @@ from files import ModelFiles, file_hash, read_json, read_predictions, update_jso
 from machine import in_processes
 from metrics import classification_metrics
 from videos.library import VideoData
-from videos.splits import clip_file, make_folds, split_hash, split_parts, thinned, write_split
+from videos.split_files import write_split
+from videos.splits import clip_file, make_folds, split_hash, split_parts, thinned
 
 PredictFold = Callable[[VideoData, Path], tuple[pd.DataFrame, pd.DataFrame, str]]
 

@@ -56,7 +56,8 @@ def moving_square(label: int, seed: int, count: int = 20) -> np.ndarray:
 def tiny_dataset(tmp_path_factory) -> Path:
     """Three classes of 6 groups of 2 clips, and CSVs of a split by whole groups."""
     from videos.folder import scan_clips
-    from videos.splits import make_split, write_split
+    from videos.split_files import write_split
+    from videos.splits import make_split
 
     root = tmp_path_factory.mktemp("tiny")
     for label, name in enumerate(("PullUps", "Punch", "PushUps")):

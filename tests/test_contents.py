@@ -102,6 +102,33 @@ def test_broken_files_are_told_each_with_its_reason(videos, tmp_path):
     assert facts.loc["/A/one.avi", "status"] == "one frame"
 
 
+def test_what_is_broken_is_looked_at_again_in_a_fresh_copy(videos, tmp_path, monkeypatch):
+    def fail(file: Path) -> None:
+        raise decoding.VideoError(f"{file}: disk; run again")
+
+    path = videos / "A" / "v_A_g01_c01.avi"
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "read_track", fail)
+        assert clip_facts(videos, scan_clips(videos).iloc[:1], cache=tmp_path)["reason"].tolist() == ["disk"]
+    assert clip_facts(videos, scan_clips(videos).iloc[:1], cache=tmp_path)["status"].tolist() == ["broken"]
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    assert clip_facts(videos, scan_clips(videos).iloc[:1], cache=tmp_path)["status"].tolist() == ["ok"]
+
+
+def test_different_clips_of_one_fixed_camera_are_no_copies(tmp_path):
+    scene = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 256, (120, 160, 3), dtype=np.uint8), (0, 0), 8)
+    scene = cv2.normalize(scene, None, 20, 230, cv2.NORM_MINMAX)
+    for number in range(12):
+        frames, left = np.stack([scene] * 40), 10 + 6 * number
+        for time, frame in enumerate(frames):  # a small person that walks from another place each time
+            frame[50:85, left + time:left + time + 13] = 40 + 12 * number
+        write_video(tmp_path / "A" / f"{number}.avi", frames, codec="XVID")
+    facts = clip_facts(tmp_path, scan_with_one_class(tmp_path), cache=tmp_path / "cache")
+    assert copies(facts).tolist() == facts["clip_path"].tolist()
+
+
 # ---------------------------------------------------------------- copies
 
 def encoded(source: np.ndarray, path: Path, codec: str, rate: int = 25, **options: str) -> Path:

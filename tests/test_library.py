@@ -18,9 +18,9 @@ import data as data_tool
 from config import ROOT, name_list
 from conftest import moving_square, write_video
 from videos.findings import STRADDLING, TWO_LABELS
-from videos.folder import find_clips, match_classes, scan_clips
-from videos.library import VideoData, locate, open_asked, open_data
-from videos.splits import COLUMNS
+from videos.folder import COLUMNS, find_clips, match_classes, scan_clips
+from videos.library import DATASETS, VideoData, locate, open_asked, open_data
+from videos.splits import group_folds
 
 
 def fill(root: Path, classes: dict[str, int], layout: str = "{label}/{label}_{number}.avi", start: int = 0) -> Path:
@@ -223,6 +223,70 @@ def test_csvs_in_the_folder_are_the_split(folder, opened, tmp_path):
     assert opened(folder).split["kind"] == "group"
 
 
+def test_lists_may_name_videos_of_a_flat_folder_and_leave_some_out(tmp_path, opened, capsys):
+    root = fill(tmp_path / "flat", {"jump": 8, "run": 8, "other": 2}, "{label}_{number}é.avi")
+    (root / "splits").mkdir()
+    rows = [f"{label}_{number}e\u0301.avi,{label}" for number in range(8) for label in ("jump", "run")]
+    for part, its in {"train": rows[:8], "val": rows[8:12], "test": rows[12:]}.items():
+        (root / "splits" / f"{part}.csv").write_text("\n".join(["clip_path,label", *its]), encoding="utf-8")
+    its = opened(root)
+    assert its.classes == ["jump", "run"] and its.split["clips"] == {"train": 8, "val": 4, "test": 4}
+    assert its.findings.set_index("what")["which"]["a video in no class folder"] == "/other_0é.avi, /other_1é.avi"
+    nested = fill(tmp_path / "nested", {"jump": 9, "run": 8})
+    (nested / "splits").mkdir()
+    rows = [f"{label}/{label}_{number}.avi,{label}" for number in range(8) for label in ("jump", "run")]
+    for part, its in {"train": rows[:8], "val": rows[8:12], "test": rows[12:]}.items():
+        text = "\n".join(["clip_path,label", *its]).replace(",", ", ")
+        (nested / "splits" / f"{part}.csv").write_text(text, encoding="utf-8")
+    (nested / "jump" / "jump_8.avi").write_bytes(b"not listed, and broken")
+    its = opened(nested)
+    assert its.classes == ["jump", "run"] and its.findings.set_index("what")["which"]["broken"] == "/jump/jump_8.avi"
+    assert "left out: 1 broken (/jump/jump_8.avi)" in capsys.readouterr().out
+    (nested / "splits" / "val.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks val\.csv"):
+        opened(nested)
+
+
+def test_lists_beside_the_ucf101_clips_are_the_users(tmp_path, monkeypatch):
+    root = fill(tmp_path / "dataset", {"jump": 4, "run": 4}, "{label}/v_{label}_g0{number}_c01.avi", start=1)
+    monkeypatch.setitem(DATASETS, "ucf101", root)
+    rows = scan_clips(root)
+    (root / "splits").mkdir()
+    for number, part in enumerate(("train", "val", "test")):
+        rows[number % 4::4].to_csv(root / "splits" / f"{part}.csv", index=False)
+    before = {path: path.read_bytes() for path in (root / "splits").iterdir()}
+    its = open_data("ucf101", results=tmp_path / "results")
+    assert its.split["kind"] == "given" and its.split["left_out"] == {"not in the split": 2}
+    assert {path: path.read_bytes() for path in (root / "splits").iterdir()} == before
+
+
+def test_copies_are_kept_together_in_the_folds_of_a_given_split(tmp_path, opened):
+    root = fill(tmp_path / "set", {"jump": 8, "run": 8}, "train/{label}/{label}_{number}.avi")
+    fill(root, {"jump": 3, "run": 3}, "test/{label}/{label}_{number}.avi", start=8)
+    for label in ("jump", "run"):
+        for number in range(4):
+            shutil.copy(root / "train" / label / f"{label}_{number}.avi", root / "train" / label / f"copy{number}.avi")
+    its = opened(root)
+    parts = its.facts.set_index("clip_path")["part"]
+    assert (parts.groupby(its.facts.set_index("clip_path")["copy_of"]).nunique() == 1).all()  # val was taken from train
+    table = pd.concat([its.table(part) for part in its.splits], ignore_index=True)
+    copy_of = its.facts.set_index("clip_path")["copy_of"][table["clip_path"]].to_numpy()
+    folds, _ = group_folds(table, 3, its.split["groups_named"], 0)
+    assert all(not set(copy_of[fit]) & set(copy_of[held_out]) for fit, held_out in folds)
+
+
+def test_part_folders_beside_another_folder_are_explained(tmp_path, opened):
+    root = tmp_path / "set"
+    for part in ("train", "test", "unlabelled"):
+        fill(root, {"jump": 4, "run": 4}, f"{part}/{{label}}/{part}_{{number}}.avi")
+    with pytest.raises(ValueError, match="look like parts of a split, .* lies unlabelled") as stopped:
+        opened(root)
+    assert opened(root, CLASSES=advice(str(stopped.value), "CLASSES"), SPLIT="random").classes == ["test", "train",
+                                                                                                  "unlabelled"]
+    shutil.rmtree(root / "unlabelled")
+    assert opened(root).split["kind"] == "given"
+
+
 def test_sub_folders_of_a_class_are_its_groups(tmp_path, opened, capsys):
     root = fill(tmp_path / "nested", {"jump": 4, "run": 4}, "{label}/scene_{number}/a.avi")
     fill(root, {"jump": 4, "run": 4}, "{label}/scene_{number}/b.avi", start=4)
@@ -283,8 +347,12 @@ def test_names_that_are_no_text_are_told(folder, opened):
         (folder / "jump" / os.fsdecode(b"caf\xe9.avi")).touch()
     except OSError:
         pytest.skip("this file system takes valid names only")
+    (folder / "jump" / "line\rbreak.avi").touch()
+    (folder / os.fsdecode(b"\xe9t\xe9")).mkdir()
+    (folder / os.fsdecode(b"\xe9t\xe9") / "x.avi").touch()
     found = opened(folder).findings.set_index("what")["which"]
-    assert found["a name that is not UTF-8: rename it"] == "/jump/caf\\udce9.avi"
+    assert found["a name with a line break, or that is not UTF-8: rename it"] == \
+        "/\\udce9t\\udce9/x.avi, /jump/caf\\udce9.avi, /jump/line\\rbreak.avi"
 
 
 def test_a_class_may_be_called_splits(folder, opened):
@@ -330,6 +398,43 @@ def test_the_split_that_is_shown_is_the_one_that_is_used(folder, opened, monkeyp
 def test_check_names_a_missing_data_set():
     with pytest.raises(SystemExit, match=r"^error: DATASET=no/such/folder"):
         data_tool.main(["check", "no/such/folder"])
+
+
+@pytest.mark.parametrize("name, results", [("my-vm-set", "my-vm-set"), ("Predictions", "Predictions-sample"),
+                                           ("demo", "demo-sample"), ("a b/c", "a-b-c")])
+def test_names_of_results(folder, monkeypatch, name, results):
+    monkeypatch.setattr("platform.node", lambda: "vm")
+    assert locate(str(folder), name=name)[0] == results
+    with pytest.raises(ValueError, match="its results need a name"):
+        locate(str(folder), name="..")
+
+
+def test_impossible_splits_are_told_before_clips_are_decoded(folder, opened, monkeypatch):
+    monkeypatch.setattr("videos.library.clip_facts", lambda *_, **__: pytest.fail("clips were read"))
+    for split, words in (("kfold", "no split 'kfold'"), ("official1", "use SPLIT=group"), ("given", "SPLIT=given")):
+        with pytest.raises(ValueError, match=words):
+            opened(folder, SPLIT=split)
+
+
+def test_a_class_that_loses_all_its_clips_is_named(folder, opened):
+    for number in range(8):
+        write_video(folder / "spin" / f"{number}.avi", moving_square(0, number, 1))
+    with pytest.raises(ValueError, match="no clip of spin can be used") as stopped:
+        opened(folder)
+    assert opened(folder, CLASSES=advice(str(stopped.value), "CLASSES")).classes == ["jump", "run"]
+    assert opened(folder, ONE_FRAME=advice(str(stopped.value), "ONE_FRAME")).classes == ["jump", "run", "spin"]
+    with pytest.raises(ValueError, match="no clip of spin"):
+        opened(folder, ONE_FRAME="0")
+
+
+def test_results_of_a_folder_that_is_gone_are_taken_over_with_a_word(folder, opened, tmp_path, capsys):
+    opened(folder)
+    folder.parent.rename(tmp_path / "moved")
+    capsys.readouterr()
+    moved = opened(tmp_path / "moved" / "videos")
+    assert "were those of" in capsys.readouterr().out and moved.name == "videos"
+    opened(tmp_path / "moved" / "videos")
+    assert "were those of" not in capsys.readouterr().out
 
 
 def test_a_machine_name_in_the_environment_is_no_name_of_results(folder, monkeypatch):

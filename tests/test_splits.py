@@ -15,21 +15,19 @@ from hypothesis import strategies as st
 
 from config import ROOT
 from conftest import REAL_CLIPS
+from videos import split_files
 from videos.folder import COLUMNS, PARTS, group_of, has_groups, scan_clips
+from videos.split_files import ensure_splits, read_part, read_split, write_split
 from videos.splits import (
     KINDS,
     check_leakage,
-    ensure_splits,
     group_folds,
     leakage_warning,
     make_split,
-    read_part,
-    read_split,
     split_hash,
     split_parts,
     split_table,
     united,
-    write_split,
 )
 
 COUNTS = {"PullUps": 100, "Punch": 160, "PushUps": 102}
@@ -267,17 +265,18 @@ def parts_of(paths: dict[str, Path]) -> dict[str, str]:
 
 def test_a_split_is_made_once_and_a_users_own_is_respected(tmp_path):
     clips, folder = with_contents(three_classes), tmp_path / "splits"
-    paths, lines = ensure_splits(clips, folder, "official1")
+    paths, kind, lines = ensure_splits(clips, folder, "official1")
+    assert kind == "official1"
     assert split_table(read_split(folder)).loc["total"].tolist() == [199, 56, 107, 362] and lines == []
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert ensure_splits(clips, folder, "official1", seed=7) == (paths, [])
+    assert ensure_splits(clips, folder, "official1", seed=7) == (paths, "official1", [])
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-    assert "made anew" in ensure_splits(clips, folder, "random")[1][0]
+    assert "made anew" in ensure_splits(clips, folder, "random").lines[0]
 
     own = write_split(make_split(three_classes[three_classes["label"] != "Punch"], "random"), tmp_path / "own")
     before = {path: path.read_bytes() for path in own.values()}
-    used, lines = ensure_splits(clips, tmp_path / "own", "group")
-    assert used == own and {path: path.read_bytes() for path in own.values()} == before
+    used, kind, lines = ensure_splits(clips, tmp_path / "own", "group")
+    assert used == own and kind == "given" and {path: path.read_bytes() for path in own.values()} == before
     assert len(lines) == 1 and lines[0].startswith("160 clips are in none of the CSVs") and "left out" in lines[0]
     with pytest.raises(FileNotFoundError, match=r"^102 clips of the split in .*own are not there") as stopped:
         ensure_splits(clips[clips["label"] == "PullUps"], tmp_path / "own", "group")
@@ -289,11 +288,12 @@ def test_a_split_is_made_once_and_a_users_own_is_respected(tmp_path):
 
 def test_a_split_that_was_edited_by_hand_is_the_users(tmp_path):
     clips = with_contents(three_classes)
-    paths, _ = ensure_splits(clips, tmp_path, "group")
+    paths = ensure_splits(clips, tmp_path, "group").paths
     table = pd.read_csv(paths["train"])
     table.iloc[1:].to_csv(paths["train"], index=False)
-    _, lines = ensure_splits(clips, tmp_path, "group")
-    assert lines[0].startswith("1 clips are in none of the CSVs") and len(pd.read_csv(paths["train"])) == len(table) - 1
+    lines = ensure_splits(clips, tmp_path, "group").lines
+    assert "were changed by hand" in lines[0] and lines[1].startswith("1 clips are in none of the CSVs")
+    assert len(pd.read_csv(paths["train"])) == len(table) - 1
 
 
 @given(data_sets, data_sets, seeds)
@@ -303,7 +303,7 @@ def test_what_had_a_part_keeps_it_when_clips_are_added_and_removed(before, after
     with tempfile.TemporaryDirectory() as folder:
         old = parts_of(ensure_splits(with_contents(clips_of(before)), folder, "group", seed)[0])
         clips = with_contents(clips_of(after))
-        paths, lines = ensure_splits(clips, folder, "group", seed)
+        paths, _, lines = ensure_splits(clips, folder, "group", seed)
         new, changed = parts_of(paths), set(old) != set(clips["clip_path"])
         assert sorted(new) == sorted(clips["clip_path"])
         assert len(lines) == changed
@@ -313,14 +313,14 @@ def test_what_had_a_part_keeps_it_when_clips_are_added_and_removed(before, after
             assert not [path for path, part in new.items() if part == "train" and old.get(path, part) != part]
         parts = read_split(folder)
         assert check_leakage(parts).empty and all(set(its["label"]) == set(after) for its in parts.values())
-        assert ensure_splits(clips, folder, "group", seed) == (paths, [])
+        assert ensure_splits(clips, folder, "group", seed) == (paths, "group", [])
 
 
 def test_added_clips_and_classes_are_dealt_out_and_said(tmp_path):
     clips = with_contents(clips_of({"A": [2] * 8, "B": [2] * 8}))
     old = parts_of(ensure_splits(clips, tmp_path, "group")[0])
     grown = with_contents(clips_of({"A": [2] * 16, "B": [2] * 8, "C": [1] * 8}))
-    paths, lines = ensure_splits(grown, tmp_path, "group")
+    paths, _, lines = ensure_splits(grown, tmp_path, "group")
     new = parts_of(paths)
     assert {path: new[path] for path in old} == old
     assert split_table(read_split(tmp_path))[["val", "test"]].T.to_numpy().tolist() == [[4, 2, 1, 7]] * 2
@@ -334,19 +334,19 @@ def test_a_relabelled_clip_keeps_its_part(tmp_path, kind):
     moved = next(path for path, part in old.items() if part == "test" and path.startswith("/A"))
     there, columns = moved.replace("A", "B").replace("_g", "_moved_g"), ["clip_path", "clip_name", "label", "group"]
     clips.loc[clips["clip_path"] == moved, columns] = [there, there[3:], "B", "g40"]
-    paths, lines = ensure_splits(clips, tmp_path, kind)
+    paths, _, lines = ensure_splits(clips, tmp_path, kind)
     assert parts_of(paths)[there] == "test" and "(1 moved or relabelled)" in lines[0]
 
 
 def test_exchanged_contents_are_another_split_with_the_same_rows(tmp_path):
     clips = with_contents(clips_of({"A": [1] * 8, "B": [1] * 8}))
-    paths, _ = ensure_splits(clips, tmp_path, "group")
+    paths = ensure_splits(clips, tmp_path, "group").paths
     contents = dict(zip(clips["clip_path"], clips["sha256"], strict=True))
     before, rows = split_hash(read_split(tmp_path), contents), {part: path.read_text() for part, path in paths.items()}
     first, second = clips["clip_path"].iloc[[0, -1]]
     contents[first], contents[second] = contents[second], contents[first]
     clips["sha256"] = clips["clip_path"].map(contents)
-    _, lines = ensure_splits(clips, tmp_path, "group")
+    lines = ensure_splits(clips, tmp_path, "group").lines
     assert "(2 with other content)" in lines[0]
     assert {part: path.read_text() for part, path in paths.items()} == rows
     assert split_hash(read_split(tmp_path), contents) != before
@@ -356,10 +356,56 @@ def test_where_too_little_is_left_the_split_is_made_anew(tmp_path):
     clips = with_contents(clips_of({"A": [1] * 8, "B": [1] * 8}))
     old = parts_of(ensure_splits(clips, tmp_path, "group")[0])
     left = clips[[old[path] == "train" or path.startswith("/B") for path in clips["clip_path"]]]
-    paths, lines = ensure_splits(left, tmp_path, "group")
+    paths, _, lines = ensure_splits(left, tmp_path, "group")
     assert "made anew" in lines[0] or set(parts_of(paths).values()) == set(PARTS)
     assert check_leakage(read_split(tmp_path)).empty
     assert all(set(its["label"]) == {"A", "B"} for its in read_split(tmp_path).values())
+
+
+@pytest.mark.parametrize("kind", ["group", "random"])
+def test_contents_keep_their_part_when_files_are_renumbered(tmp_path, kind):
+    names = [f"{label}_{number:03d}.avi" for label in "ab" for number in range(24)]
+    clips = pd.DataFrame([(name, f"/{name[0]}/{name}", name[0], name[:-4]) for name in names], columns=COLUMNS)
+    clips["sha256"] = [f"content {name}" for name in names]
+    first = parts_of(ensure_splits(clips, tmp_path, kind).paths)
+    had = {content: first[path] for path, content in zip(clips["clip_path"], clips["sha256"], strict=True)}
+    kept = clips["sha256"][[name[2:] != "002.avi" for name in names]].tolist()  # number 2 goes, the others move up
+    left = clips[[name[2:] != "023.avi" for name in names]].assign(sha256=kept)
+    paths, _, lines = ensure_splits(left, tmp_path, kind)
+    now = parts_of(paths)
+    moved = [(had[content], now[path]) for path, content in zip(left["clip_path"], left["sha256"], strict=True)]
+    assert not [pair for pair in moved if pair[1] == "train" and pair[0] != "train"]
+    assert "2 removed" in lines[0] and "with other content" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["group", "random", "given"])
+def test_clips_that_were_away_for_a_while_keep_their_part(tmp_path, kind):
+    clips = with_contents(clips_of({"A": [1] * 24, "B": [1] * 24})).assign(part="train")
+    first = parts_of(ensure_splits(clips, tmp_path, kind).paths)
+    tested = {path for path, part in first.items() if part != "train"}
+    others = with_contents(clips_of({"A": [1] * 40, "B": [1] * 40})).assign(part="train")
+    others = others[~others["clip_path"].isin(first)]
+    ensure_splits(pd.concat([clips.query("clip_path not in @tested"), others], ignore_index=True), tmp_path, kind)
+    last = parts_of(ensure_splits(pd.concat([clips, others], ignore_index=True), tmp_path, kind).paths)
+    assert {path: last[path] for path in tested} == {path: first[path] for path in tested}
+
+
+def test_a_split_whose_writing_was_interrupted_is_written_again(tmp_path, monkeypatch):
+    clips = with_contents(clips_of({"A": [1] * 8, "B": [1] * 8}))
+    first = parts_of(ensure_splits(clips, tmp_path, "group").paths)
+    grown = with_contents(clips_of({"A": [1] * 12, "B": [1] * 8}))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(split_files, "write_split", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_splits(grown, tmp_path, "group")
+    paths, kind, _ = ensure_splits(grown, tmp_path, "group")
+    last = parts_of(paths)
+    assert kind == "group" and len(last) == 20 and {path: last[path] for path in first} == first
+    assert ensure_splits(grown, tmp_path, "group").lines == []
 
 
 # ---------------------------------------------------------------- copies
@@ -392,7 +438,7 @@ def test_groups_that_show_the_same_clip_are_one():
     copies.iloc[2] = copies.iloc[0]  # A g02 and A g01
     copies.iloc[8] = copies.iloc[6]  # B g01 and A g04
     groups = united(clips, copies)["group"].tolist()
-    assert groups == ["g01=g02"] * 4 + ["g03"] * 2 + ["=A/g04=B/g01"] * 4 + ["g02"] * 2 + ["g03"] * 2 + ["g04"] * 2
+    assert groups == ["g01=/g02"] * 4 + ["g03"] * 2 + ["=/A/g04=//B/g01"] * 4 + ["g02"] * 2 + ["g03"] * 2 + ["g04"] * 2
     folds, how = group_folds(united(clips, copies), 3, False, 0)
     assert "copies kept together" in how
     assert all(len({6, 7, 8, 9} & set(held_out)) in (0, 4) for _, held_out in folds)
@@ -418,6 +464,20 @@ def test_given_parts_are_kept_and_a_missing_one_is_taken_from_train():
 def test_lists_are_read_as_people_write_them(tmp_path, text):
     (tmp_path / "train.csv").write_bytes(text.encode())
     assert read_part(tmp_path / "train.csv").values.tolist() == [["a.avi", "/A/a.avi", "A", "a"]]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("clip_path,label\n/A/a.avi,\n", "line 2 has no clip_path or no label"),
+    ("clip_path,label\n/A/a.avi,A\n/A/a.avi,B\n", "/A/a.avi is listed twice")])
+def test_lists_with_mistakes_are_refused(tmp_path, text, words):
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_part(tmp_path / "train.csv")
+
+
+def test_a_list_without_groups_gets_those_of_the_names(tmp_path):
+    (tmp_path / "train.csv").write_text("clip_path,label,group\n/A/v_A_g03_c01.avi,A,\n")
+    assert read_part(tmp_path / "train.csv")["group"].tolist() == ["g03"]
 
 
 def test_a_list_in_another_encoding_is_named_with_the_cure(tmp_path):
@@ -477,11 +537,12 @@ def test_ucf101_sized_tree_takes_seconds_and_little_memory(tmp_path):
         clips = clips_of({f"Class{number:03d}": spread(131 + (number < 89))})
         touch(tmp_path, *(path[1:] for path in clips["clip_path"]))
     program = (
-        "import json, resource, sys, time; start = time.perf_counter(); from videos import folder, splits\n"
+        "import json, resource, sys, time; start = time.perf_counter()\n"
+        "from videos import folder, split_files, splits\n"
         "clips = folder.scan_clips(sys.argv[1])\n"
         "for kind in splits.KINDS:\n"
-        "    splits.write_split(splits.make_split(clips, kind), sys.argv[2])\n"
-        "    parts = splits.read_split(sys.argv[2])\n"
+        "    split_files.write_split(splits.make_split(clips, kind), sys.argv[2])\n"
+        "    parts = split_files.read_split(sys.argv[2])\n"
         "    splits.split_table(parts), splits.check_leakage(parts), splits.split_hash(parts)\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "print(json.dumps([len(clips), time.perf_counter() - start, peak]))\n")

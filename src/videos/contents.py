@@ -13,12 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from config import CACHE
@@ -27,14 +27,16 @@ from machine import cores, opencv_without_threads
 from videos.decoding import VideoError, read_track, walk
 from videos.splits import clip_file
 
-VERSION = 1  # raise it where the same clip gives other facts
+VERSION = 2  # raise it where the same clip gives other facts
 PAIR_EVERY = 12  # of so many frames, two neighbours are looked at for motion and colour
 FLOW_SIZE = (160, 120)  # (width, height) in pixels at which motion is measured
 GLANCES, GLANCE_SIZE = 4, (16, 12)  # grey pictures of a clip, (width, height) in pixels, by which its copies are found
-# Copies of 32 real clips, encoded anew in four ways, were at most 4.5 grey levels (root mean square) from the original
-# and as long; real clips of different groups at least 9.0 from each other, nearer ones of a group differ in length.
-SAME_LOOK, SAME_LENGTH = 5.0, 0.02  # grey levels, and seconds, by which copies may differ
-BLANK = 4.0  # standard deviation, in grey levels, below which glances tell nothing
+# Copies of 32 real clips, encoded anew in three ways, were as long, at most 2.1 grey levels (root mean square) from the
+# original, and what moved in their glances differed by at most 0.24 of itself; between real clips of different groups
+# it was 0.8 and more.
+SAME_LOOK, SAME_COURSE, SAME_LENGTH = 4.0, 0.3, 0.02  # by which copies may differ: grey levels, share, seconds
+STILL = 1.0  # grey levels (root mean square) that must move in the glances of a clip, or they don't tell it
+AT_ONCE = 256  # clips that are compared with all others at a time
 DEFAULTS = {"status": "broken", "reason": "", "frames": 0, "duration": 0.0, "fps": 0.0, "width": 0, "height": 0,
             "codec": ""}
 MEASURED = ("kbit_per_second", "motion", "mean_l", "mean_a", "mean_b")  # columns that are empty where not decoded
@@ -54,23 +56,25 @@ def clip_facts(root: str | Path, clips: pd.DataFrame, decode: bool = True, cache
         frame heights per second), mean_l, mean_a, mean_b (mean colour in CIE Lab), sha256 of the file, glances (hex:
         GLANCES grey pictures) and decoded. What only decoding tells is empty where it was not done.
     """
-    kept = cache / "clips" / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-{VERSION}.csv"
+    kept = cache / "clips" / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-{VERSION}-{av.__version__}.csv"
     known = _read_known(kept)
     files = [clip_file(root, path) for path in clips["clip_path"]]
     stamps = [_stamp(file) for file in files]
-    hashes = dict(zip(known["clip_path"] + " " + known["stamp"], known["sha256"], strict=True))
-    contents = _in_threads(lambda path, file, stamp: hashes.get(f"{path} {stamp}") or _content(file), "",
-                           clips["clip_path"], files, stamps)
-    sufficient = known[known["decoded"] | (not decode)].drop_duplicates("sha256").set_index("sha256")
-    facts = sufficient[[*DEFAULTS, *MEASURED, "glances", "decoded"]].to_dict("index")
+    entries = [f"{path} {stamp}" for path, stamp in zip(clips["clip_path"], stamps, strict=True)]
+    seen = pd.Series(known["sha256"].to_numpy(), known["clip_path"] + " " + known["stamp"])
+    hashes = seen.to_dict()
+    contents = _in_threads(lambda entry, file: hashes.get(entry) or _content(file), "", entries, files)
+    # what is broken may be so for a passing reason: it is believed of the very file alone
+    sure = known[(known["decoded"] | (not decode)) & ((known["status"] != "broken") | seen.index.isin(entries))]
+    facts = sure.drop_duplicates("sha256").set_index("sha256")[[*DEFAULTS, *MEASURED, "glances", "decoded"]]
+    facts = facts.to_dict("index")
     new = {content: file for content, file in zip(contents, files, strict=True) if content and content not in facts}
     found = _in_threads(lambda file: _examine(file, decode), "decoding every clip once" if decode else "",
                         list(new.values()))
     facts |= dict(zip(new, found, strict=True))
-    unreadable = {content: _unread(file) for content, file in zip(contents, files, strict=True) if not content}
-    rows = pd.DataFrame([(facts | unreadable)[content] for content in contents], clips.index)
-    report = clips.assign(stamp=stamps, sha256=contents).join(rows)
-    if new or list(known["stamp"]) != stamps:
+    rows = [facts[content] if content else _unread(file) for content, file in zip(contents, files, strict=True)]
+    report = clips.assign(stamp=stamps, sha256=contents).join(pd.DataFrame(rows, clips.index))
+    if new or not set(entries) <= hashes.keys():
         others = known[~known["clip_path"].isin(clips["clip_path"])]
         write_csv(kept, pd.concat([report[list(known)], others]))
     return report.drop(columns="stamp")
@@ -123,7 +127,7 @@ def _examine(file: Path, decode: bool) -> dict:
         duration = info.frames / info.fps if info.fps else 0.0
         look = {}
         if decode:
-            frames, look = _scan(file, frames, info.fps)
+            frames, look = _scan(file, info.fps)
             duration = frames / info.fps if info.fps and track.shown is None else duration
             look["kbit_per_second"] = file.stat().st_size * 8 / 1000 / duration if duration else np.nan
     except VideoError as error:
@@ -132,27 +136,26 @@ def _examine(file: Path, decode: bool) -> dict:
             "fps": info.fps, "width": info.width, "height": info.height, "codec": track.codec, **look}
 
 
-def _scan(file: Path, promised: int, fps: float) -> tuple[int, dict]:
+def _scan(file: Path, fps: float) -> tuple[int, dict]:
     """Decodes a clip: its frames, and what they look like."""
     optical_flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     frames, flows, colours, before = 0, [], [], None
-    looked_at = ((np.arange(GLANCES) + 0.5) * promised / GLANCES).astype(int)
-    glances = np.zeros((GLANCES, *GLANCE_SIZE[::-1]), np.uint8)
+    glances = []
     for number, picture in walk(file):
         frames = number + 1
-        if number % PAIR_EVERY > 1 and number not in looked_at:
+        if number % PAIR_EVERY > 1:
             continue
         small = cv2.resize(picture(), FLOW_SIZE, interpolation=cv2.INTER_AREA)
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-        glances[looked_at == number] = cv2.resize(grey, GLANCE_SIZE, interpolation=cv2.INTER_AREA)
         if number % PAIR_EVERY == 1:
             flows.append(np.linalg.norm(optical_flow.calc(before, grey, None), axis=2).mean())
-        if number % PAIR_EVERY < 2:
-            colours.append(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).mean(axis=(0, 1)))
-            before = grey
+        colours.append(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).mean(axis=(0, 1)))
+        glances.append(cv2.resize(grey, GLANCE_SIZE, interpolation=cv2.INTER_AREA))
+        before = grey
+    chosen = np.stack(glances)[np.linspace(0, len(glances) - 1, GLANCES).round().astype(int)]
     lightness, a, b = np.mean(colours, axis=0)
     return frames, {"motion": float(np.mean(flows)) * fps / FLOW_SIZE[1] if flows else np.nan,
-                    "mean_l": lightness, "mean_a": a, "mean_b": b, "glances": glances.tobytes().hex()}
+                    "mean_l": lightness, "mean_a": a, "mean_b": b, "glances": chosen.tobytes().hex()}
 
 
 # ---------------------------------------------------------------- copies
@@ -160,8 +163,9 @@ def _scan(file: Path, promised: int, fps: float) -> tuple[int, dict]:
 def copies(facts: pd.DataFrame) -> pd.Series:
     """Which clips show the same, for what `clip_facts` gives: the clip_path of the first one of each such set.
 
-    They do where their bytes are equal, or where decoded frames look alike from beginning to end (SAME_LOOK) and last
-    as long (SAME_LENGTH), as after a change of container or codec. Broken clips are like no other.
+    They do where their bytes are equal, or where they last as long (SAME_LENGTH), look alike from beginning to end
+    (SAME_LOOK) and what moves is the same (SAME_COURSE), as after a change of container or codec. Broken clips are like
+    no other, and clips in which next to nothing moves are copies only byte for byte.
     """
     readable = (facts["sha256"] != "") & (facts["status"] != "broken")
     number = pd.factorize(facts["sha256"].where(readable, facts["clip_path"]))[0]
@@ -173,18 +177,27 @@ def copies(facts: pd.DataFrame) -> pd.Series:
 
 
 def _alike(facts: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the pairs of clips that look alike and last as long."""
+    """Row numbers of the pairs of clips that look alike, move alike and last as long."""
     told = np.flatnonzero((facts["glances"] != "").to_numpy() & (facts["status"] == "ok").to_numpy())
-    if not len(told):
-        return told, told
-    looks = np.array([np.frombuffer(bytes.fromhex(text), np.uint8) for text in facts["glances"].iloc[told]], np.float32)
-    looks -= looks.mean(axis=1, keepdims=True)
-    telling = looks.std(axis=1) >= BLANK
-    told, looks = told[telling], looks[telling]
-    if not len(told):
-        return told, told
-    near = NearestNeighbors(radius=SAME_LOOK * looks.shape[1] ** 0.5, algorithm="brute").fit(looks)
-    rows, columns = near.radius_neighbors_graph(mode="connectivity").nonzero()
-    seconds = facts["duration"].to_numpy()[told]
-    as_long = abs(seconds[rows] - seconds[columns]) <= SAME_LENGTH
-    return told[rows[as_long]], told[columns[as_long]]
+    told = told[np.argsort(facts["duration"].to_numpy()[told], kind="stable")]
+    glances = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in facts["glances"].iloc[told]]
+    looks = np.array(glances, np.float32).reshape(len(told), GLANCES, np.prod(GLANCE_SIZE))
+    looks -= looks.mean(axis=(1, 2), keepdims=True)
+    course = looks - looks.mean(axis=1, keepdims=True)
+    looks, course = (np.concatenate(np.moveaxis(values, 1, 0), axis=1) for values in (looks, course))
+    moving = np.sqrt((course**2).mean(axis=1))
+    told, looks, course, moving = (values[moving >= STILL] for values in (told, looks, course, moving))
+    seconds, squares = facts["duration"].to_numpy()[told], (looks**2).sum(axis=1)
+    pairs = [(np.empty(0, int), np.empty(0, int))]
+    for start in range(0, len(told), AT_ONCE):
+        block = slice(start, start + AT_ONCE)
+        ahead = slice(start, np.searchsorted(seconds, seconds[block][-1] + SAME_LENGTH, side="right"))
+        distance = squares[block, None] + squares[None, ahead] - 2 * looks[block] @ looks[ahead].T
+        rows, columns = np.nonzero(distance <= SAME_LOOK**2 * looks.shape[1])
+        rows, columns = (side[rows < columns] + start for side in (rows, columns))
+        same = seconds[columns] - seconds[rows] <= SAME_LENGTH
+        rows, columns = rows[same], columns[same]
+        off = np.sqrt(((course[rows] - course[columns])**2).mean(axis=1))
+        same = off <= SAME_COURSE * np.minimum(moving[rows], moving[columns])
+        pairs.append((told[rows[same]], told[columns[same]]))
+    return tuple(np.concatenate(side) for side in zip(*pairs, strict=True))

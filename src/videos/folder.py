@@ -16,10 +16,12 @@ import pandas as pd
 from config import VIDEO_SUFFIXES, quoted_list
 
 PARTS = ("train", "val", "test")
+LOOSE = "a video in no class folder"
 COLUMNS = ["clip_name", "clip_path", "label", "group"]
 PART_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
                 "test": "test", "testing": "test"}
-LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle", "lost+found"}
+LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle", "lost+found",
+             "system volume information"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def find_clips(root: str | Path) -> Folder:
     videos, others = _sorted_out(root)
     parts = _part_folders({video.parts[0] for video in videos if len(video.parts) > 1})
     rows = [_clip(video, parts) for video in videos]
-    others += [(f"/{video}", "a video in no class folder") for video, row in zip(videos, rows, strict=True) if not row]
+    others += [(f"/{video}", LOOSE) for video, row in zip(videos, rows, strict=True) if not row]
     others += [(f"/{name}", "a folder without videos") for name in _other_folders(root, {v.parts[0] for v in videos})]
     clips = pd.DataFrame(filter(None, rows), columns=[*COLUMNS, "part"]).sort_values("clip_path", ignore_index=True)
     notes = [f"{', '.join(parts)} are taken for parts of a split"] if parts else []
@@ -120,6 +122,11 @@ def scan_folder(root: str | Path, classes: Iterable[str] | None = None) -> Folde
     there = set(clips["label"])
     if len(there) == 1:
         _explain_wrapping(Path(root), clips)
+    if classes is None and not clips["part"].any() and all(_half_split(clips)):
+        parts, odd = _half_split(clips)
+        raise ValueError(f"{root}: {', '.join(parts)} look like parts of a split, but beside them, or twice, lies "
+                         f"{', '.join(odd)}: move that away; if all of these are classes, name them: "
+                         f"CLASSES={quoted_list(sorted(there))}")
     try:
         chosen = there if classes is None else set(match_classes(classes, there))
     except ValueError as error:
@@ -140,13 +147,15 @@ def _sorted_out(root: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]]]
     videos, others = [], []
     for path in _visible(root):
         below = PurePosixPath(path.relative_to(root).as_posix())
-        if not _is_text(path.name):
-            shown = f"/{below}".encode(errors="backslashreplace").decode()
-            others.append((shown, "a name that is not UTF-8: rename it"))
+        if not _is_plain(str(below)):
+            shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(below))
+            others.append((f"/{shown}", "a name with a line break, or that is not UTF-8: rename it"))
         elif path.suffix.lower() not in VIDEO_SUFFIXES:
             if len(below.parts) == 1 and path.is_file():
                 continue  # lists and notes beside the class folders
-            others.append((f"/{below}", "not a video's suffix" if path.is_file() else "a link to nothing"))
+            reason = ("not a video's suffix" if path.is_file() else
+                      "a folder that can't be read" if path.is_dir() else "a link to nothing")
+            others.append((f"/{below}", reason))
         elif path.is_dir():
             others.append((f"/{below}", "a folder"))
         else:
@@ -154,19 +163,25 @@ def _sorted_out(root: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]]]
     return sorted(videos), sorted(others)
 
 
-def _is_text(name: str) -> bool:
+def _is_plain(name: str) -> bool:
+    """Whether a name can be written into a table."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return not any(sign in name for sign in "\r\n\0")
 
 
 def _visible(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Files below a folder, folders without any, and links to nothing; links to folders are followed once."""
     if (real := folder.resolve()) in seen:
         return
-    for path in sorted(folder.iterdir()):
+    try:
+        entries = sorted(folder.iterdir())
+    except PermissionError:
+        entries = []
+        yield folder
+    for path in entries:
         if path.name.startswith(".") or path.name.lower() in LEFTOVERS:
             continue
         if not path.is_dir():
@@ -190,6 +205,16 @@ def _part_folders(first: set[str]) -> dict[str, str]:
     return parts if counted["train"] and len(parts) > 1 and not counted[""] and max(counted.values()) == 1 else {}
 
 
+def _half_split(clips: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """First sub-folders that look like parts of a split, train among them, and those beside them that spoil it."""
+    nested = {PurePosixPath(path).parts[1] for path in clips["clip_path"] if path.count("/") > 2}
+    parts = sorted(name for name in nested if name.lower() in PART_FOLDERS)
+    kinds = [PART_FOLDERS[name.lower()] for name in parts]
+    if "train" not in kinds or len(set(kinds)) < 2:
+        return [], []
+    return parts, sorted(set(clips["label"]) - set(parts)) or parts
+
+
 def _clip(video: PurePosixPath, parts: dict[str, str]) -> tuple[str, ...] | None:
     """A clip's row; None where it is in no class folder."""
     folders = video.parts[bool(parts):-1]
@@ -203,7 +228,7 @@ def _clip(video: PurePosixPath, parts: dict[str, str]) -> tuple[str, ...] | None
 
 def _explain_emptiness(root: Path, found: Folder) -> None:
     """Raises what is to be said of a folder without a clip in a class folder."""
-    loose = found.others.loc[found.others["reason"] == "a video in no class folder", "path"]
+    loose = found.others.loc[found.others["reason"] == LOOSE, "path"]
     parts = _part_folders({PurePosixPath(path).parts[1] for path in loose if path.count("/") > 1})
     if parts:
         train = next(name for name, part in parts.items() if part == "train")

@@ -9,17 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from config import CACHE, DEMO_ROOT, RESULTS, ROOT, UCF101_ROOT, asked_number, name_list
+from config import CACHE, DEMO_ROOT, RESULTS, ROOT, UCF101_ROOT, asked_number, name_list, quoted_list
 from files import read_json, write_json
 from names import in_markdown
-from videos import splits
+from videos import split_files, splits
 from videos.contents import clip_facts, copies
 from videos.demo import render_dataset
 from videos.findings import STRADDLING, TWO_LABELS, findings, left_out
 from videos.folder import Folder, find_clips, has_groups, match_classes, scan_folder
 
 DATASETS = {"demo": DEMO_ROOT, "ucf101": UCF101_ROOT}
-LISTED = 50  # broken clips that an error names, at most
+LISTED = 500  # broken clips that an error names, at most
+SOURCE = "source.json"  # in a folder's results: whose they are
+# Names that a folder's results don't get: UCF-101's own lie in these folders of `results`.
+TAKEN = {*DATASETS, "benchmarks", "confusion_matrices", "dataset", "notebooks", "performance_plots", "predictions",
+         "previous", "report", "reproduce", "saved_models", "splits", "stats_classical_ml", "stats_deep_learning",
+         "tuning"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class VideoData:
 
     def table(self, part: str) -> pd.DataFrame:
         """A part's CSV as a DataFrame."""
-        return splits.read_part(self.splits[part])
+        return split_files.read_part(self.splits[part])
 
 
 def locate(dataset: str = "demo", results: Path = RESULTS, name: str | None = None) -> tuple[str, Path, Path]:
@@ -83,14 +88,33 @@ def locate(dataset: str = "demo", results: Path = RESULTS, name: str | None = No
     if root is None:
         raise FileNotFoundError(f"DATASET={dataset}: neither demo, ucf101 nor a folder (looked at "
                                 f"{' and '.join(map(str, places))})")
-    asked = os.environ.get("NAME", "").replace(platform.node(), "", 1)  # which some systems set to the machine's name
-    name = _as_name(name or asked or root.name)
-    name = f"{name}-sample" if name in DATASETS else name  # apart from the names that are taken
+    asked = os.environ.get("NAME", "")
+    if asked == platform.node():  # which some systems set it to
+        asked = ""
+    name = re.sub(r"[^\w.-]+", "-", name or asked or root.name)
+    if not name.strip("."):
+        raise ValueError(f"{root}: its results need a name: choose one with NAME=")
+    name = f"{name}-sample" if name.casefold() in TAKEN else name
+    _check_owner(results / name, root)
     return name, root, results / name
 
 
-def _as_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text)
+def _check_owner(results: Path, root: Path) -> None:
+    """Sees to it that two folders of one name don't share their results."""
+    owner = Path(read_json(results / SOURCE).get("root", root))
+    if owner.is_dir() and not owner.samefile(root):
+        name = re.sub(r"[^\w.-]+", "-", f"{root.parent.name}-{root.name}")
+        raise ValueError(f"the results in {results} are those of another folder, {owner}: give this one a name of its "
+                         f"own, such as NAME={name}")
+
+
+def _claim(results: Path, root: Path) -> None:
+    """Notes whose results they are; says so where they were those of a folder that is not there any more."""
+    owner = read_json(results / SOURCE).get("root")
+    if owner and not Path(owner).is_dir():
+        print(f"the results in {results} were those of {owner}, which is gone: now they are this folder's")
+    if owner != str(root):
+        write_json(results / SOURCE, {"root": str(root)})
 
 
 def open_data(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None, seed: int = 42,
@@ -119,23 +143,21 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     name, own_root, own_results = locate(dataset, results)
     own = dataset in DATASETS and root is None
     root = root or own_root
-    if dataset == "demo":
-        render_dataset(root)
-    elif dataset == "ucf101" and not root.is_dir():
-        raise FileNotFoundError(f"{root}: UCF-101 is not there; put its class folders there, or name another DATASET")
-    elif dataset not in DATASETS:
-        _claim(own_results, root)
     found, kind, default = _found(dataset, split, root, own, classes)
+    if dataset not in DATASETS:
+        _claim(own_results, root)
     facts = clip_facts(root, found.clips, cache=cache)
     facts["copy_of"] = copies(facts)
-    clips = _usable(facts, asked_to_leave_out() if leave_out is None else leave_out)
-    if kind not in (*splits.TEST_GROUPS, "given"):
+    considered = facts if kind != "given" else facts[facts["part"] != ""]  # the others are in none of the user's lists
+    clips = _usable(considered, asked_to_leave_out() if leave_out is None else leave_out)
+    if kind not in splits.TEST_GROUPS:
         clips = splits.united(clips, clips["copy_of"])
-    chosen = hashlib.sha256("\n".join(sorted(set(clips["label"]))).encode()).hexdigest()[:8] if classes else ""
+    labels = "\n".join(sorted(set(found.clips["label"])))
+    chosen = hashlib.sha256(labels.encode()).hexdigest()[:8] if classes else ""
     variant = "-".join(filter(None, ("" if kind == default else kind, chosen)))  # nothing: the default, all classes
-    folder = (root if own else own_results) / "splits" / variant
-    paths, lines = splits.ensure_splits(clips, folder, kind, seed)
-    return _described(VideoData(name, root, {}, paths, {"kind": kind}, own_results), found, facts, clips, lines)
+    settled = split_files.ensure_splits(clips, (root if own else own_results) / "splits" / variant, kind, seed)
+    data = VideoData(name, root, {}, settled.paths, {"kind": settled.kind}, own_results)
+    return _described(data, found, facts, clips, settled.lines)
 
 
 def survey(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None,
@@ -143,8 +165,6 @@ def survey(dataset: str = "demo", split: str | None = None, classes: list[str] |
     """The findings of a folder by names, headers, sizes and hashes alone, in seconds; arguments and errors as
     `open_data`."""
     _, root, _ = locate(dataset)
-    if dataset == "demo":
-        render_dataset(root)
     found, *_ = _found(dataset, split, root, dataset in DATASETS, classes)
     facts = clip_facts(root, found.clips, decode=False, cache=cache)
     return findings(found, facts.drop(columns="part").assign(copy_of=copies(facts)))
@@ -152,19 +172,8 @@ def survey(dataset: str = "demo", split: str | None = None, classes: list[str] |
 
 def asked_to_leave_out() -> set[str]:
     """The kinds of clips that the environment asks to leave out."""
-    flags = {"broken": os.environ.get("SKIP_BROKEN", ""), "one frame": "" if os.environ.get("ONE_FRAME") else "1"}
-    return {kind for kind, flag in flags.items() if flag not in ("", "0")}
-
-
-def _claim(results: Path, root: Path) -> None:
-    """Sees to it that two folders of one name don't share their results."""
-    place = results / "source.json"
-    owner = read_json(place).get("root", str(root))
-    if owner != str(root) and Path(owner).is_dir():
-        raise ValueError(f"the results in {results} are those of another folder, {owner}: give this one a name of its "
-                         f"own, such as NAME={_as_name(f'{root.parent.name}-{root.name}')}")
-    if not place.is_file() or owner != str(root):
-        write_json(place, {"root": str(root)})
+    skip, one_frame = (os.environ.get(name, "") not in ("", "0") for name in ("SKIP_BROKEN", "ONE_FRAME"))
+    return {*(["broken"] if skip else []), *([] if one_frame else ["one frame"])}
 
 
 def _usable(facts: pd.DataFrame, leave_out: set[str]) -> pd.DataFrame:
@@ -176,36 +185,52 @@ def _usable(facts: pd.DataFrame, leave_out: set[str]) -> pd.DataFrame:
         raise ValueError(f"{len(broken)} of {len(facts)} clips can't be used:{''.join(listed)}{more}\nfetch or copy "
                          "them again, move them away, or leave them out with SKIP_BROKEN=1")
     usable = facts[~facts["status"].isin(leave_out)].reset_index(drop=True)
-    if usable["label"].nunique() < 2:
-        raise ValueError(f"of {len(facts)} clips, those that can be used are of one class or none: "
-                         f"{facts['status'].value_counts().to_dict()}")
+    if lost := sorted(set(facts["label"]) - set(usable["label"])):
+        counts = ", ".join(f"{count} {status}" for status, count in facts["status"].value_counts().items())
+        left = sorted(set(usable["label"]))
+        without = f"leave these classes out with CLASSES={quoted_list(left)}, " if len(left) > 1 else ""
+        raise ValueError(f"no clip of {', '.join(lost)} can be used (of all {len(facts)}: {counts}): add some, "
+                         f"{without}or use files of one frame with ONE_FRAME=1")
     return usable
 
 
 def _found(dataset: str, split: str | None, root: Path, own: bool,
            classes: list[str] | None) -> tuple[Folder, str, str]:
-    """What lies in the folder; the kind of split that is wanted of it, and the one that is its default."""
-    csvs = root / "splits"
-    with_csvs = not own and all(path.is_file() for path in splits.split_paths(csvs).values())
-    if with_csvs and split in (None, "given"):
-        found = find_clips(root)
-        clips = splits.with_given_parts(found.clips, csvs)
-        chosen = match_classes(classes, set(clips["label"])) if classes else set(clips["label"])
-        found = replace(found, clips=clips[clips["label"].isin(chosen)].reset_index(drop=True),
-                        notes=[f"the split is the one in {csvs}"])
+    """What lies in the folder; the kind of split that is wanted of it, and the one that is its default.
+
+    A split that is impossible by the clips' names alone is an error here, before minutes are spent.
+    """
+    if own and dataset == "demo":
+        render_dataset(root)
+    elif dataset == "ucf101" and not root.is_dir():
+        raise FileNotFoundError(f"{root}: UCF-101 is not there; put its class folders there, or name another DATASET")
+    lists = split_files.has_own_csvs(root / "splits")
+    if lists and split in (None, "given"):
+        found = _selected(split_files.with_given_parts(find_clips(root), root / "splits"), classes)
     else:
         found = scan_folder(root, classes)
-    given = with_csvs or found.clips["part"].any()
+    given = lists or found.clips["part"].any()
     if split == "given" and not given:
         raise ValueError(f"SPLIT=given: {root} has neither the folders train, val and test nor CSVs in splits")
-    default = "official1" if dataset == "ucf101" else "given" if given else "group"
-    return found, split or default, default
+    default = "given" if given else "official1" if dataset == "ucf101" else "group"
+    kind = split or default
+    splits.make_split(found.clips if kind != "given" else found.clips[found.clips["part"] != ""], kind)
+    return found, kind, default
+
+
+def _selected(found: Folder, classes: list[str] | None) -> Folder:
+    """The clips of some classes, by the labels that the user's lists give."""
+    if classes is None:
+        return found
+    clips = found.clips[found.clips["part"] != ""]
+    chosen = match_classes(classes, set(clips["label"]))
+    return replace(found, clips=clips[clips["label"].isin(chosen)].reset_index(drop=True))
 
 
 def _described(data: VideoData, found: Folder, facts: pd.DataFrame, clips: pd.DataFrame,
                lines: list[str]) -> VideoData:
     """The data set with what is to be said of it, which is printed where it matters."""
-    parts = {part: splits.read_part(path) for part, path in data.splits.items()}
+    parts = {part: split_files.read_part(path) for part, path in data.splits.items()}
     rows = pd.concat(parts, names=["part"]).reset_index("part")
     shared = splits.check_leakage(parts)
     facts = facts.assign(part=facts["clip_path"].map(dict(zip(rows["clip_path"], rows["part"], strict=True))))

@@ -1,15 +1,14 @@
 """Splits of a table of clips: official, by whole groups, given or random; folds; and the leakage check.
 
 Clips of one group (`gNN` in `v_<Class>_gNN_cNN.avi`) share people and scene. Groups are numbered anew in each class, so
-what must not be shared between two parts is the pair (label, group). Groups that show the same clip are one: `g03=g07`,
-or `=A/g03=B/g01` where they are of several classes (see `united`).
+what must not be shared between two parts is the pair (label, group). Groups that show the same clip are one:
+`g03=/g07`, or `=/A/g03=//B/g01` where they are of several classes (see `united`); no name of a file has a slash.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,14 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from config import quoted_list
-from files import atomic_path, read_json, write_json
-from videos.folder import COLUMNS, PARTS, group_of
+from videos.folder import COLUMNS, PARTS
 
 TEST_GROUPS = {"official1": range(1, 8), "official2": range(8, 15), "official3": range(15, 22)}
 VAL_GROUPS = range(22, 26)
 KINDS = (*TEST_GROUPS, "group", "random")
 HELD_OUT = 0.125  # fraction of the clips of a class in each of val and test
 ENOUGH_CLIPS = 8  # of a class, for a random split
+JOINED = "=/"  # between the names of groups that are one
 NO_GROUPS = "no clip names a group (_gNN_cNN): each is its own, and leakage can't be checked"
 
 
@@ -34,7 +33,7 @@ NO_GROUPS = "no clip names a group (_gNN_cNN): each is its own, and leakage can'
 
 def group_pairs(clips: pd.DataFrame) -> pd.Series:
     """The group of each clip, told apart between classes, in each of which groups are numbered anew."""
-    return clips["group"].where(clips["group"].str.startswith("="), clips["label"] + "/" + clips["group"])
+    return clips["group"].where(clips["group"].str.startswith(JOINED), clips["label"] + "/" + clips["group"])
 
 
 def united(clips: pd.DataFrame, copy_of: pd.Series) -> pd.DataFrame:
@@ -43,12 +42,12 @@ def united(clips: pd.DataFrame, copy_of: pd.Series) -> pd.DataFrame:
     size = max(len(clips), 1)
     graph = coo_array((np.ones(len(clips)), (pairs, size + copies)), (2 * size, 2 * size))
     together = connected_components(graph, False)[1][pairs]
-    groups = []
-    for _, its in clips.groupby(together, sort=False):
-        one_class = its["label"].nunique() == 1
-        names = sorted(its["group"].unique() if one_class else group_pairs(its).unique())
-        groups.append(pd.Series(("" if one_class else "=") + "=".join(names), its.index))
-    return clips.assign(group=pd.concat(groups)) if groups else clips
+    table = pd.DataFrame({"set": together, "pair": group_pairs(clips), **clips[["label", "group"]]}, clips.index)
+    sets = table.groupby("set")
+    one_class = sets["label"].transform("nunique") == 1
+    names = table["group"].where(one_class, "/" + table["pair"])
+    joined = names.groupby(together).agg(lambda its: JOINED.join(sorted(its.unique()))).reindex(together).to_numpy()
+    return clips.assign(group=np.where(one_class, joined, JOINED[0] + joined)) if len(clips) else clips
 
 
 # ---------------------------------------------------------------- splits
@@ -74,7 +73,7 @@ def make_split(clips: pd.DataFrame, kind: str, seed: int = 42, known: pd.Series 
     if kind in TEST_GROUPS:
         return clips.assign(part=_official_parts(clips, kind))
     if kind == "given":
-        return clips.assign(part=_given_parts(clips, seed))
+        return clips.assign(part=_given_parts(clips, seed, had))
     if kind not in KINDS:
         raise ValueError(f"no split {kind!r}: there are {', '.join(KINDS)}")
     return clips.assign(part=(_group_parts if kind == "group" else _random_parts)(clips, seed, had))
@@ -95,41 +94,19 @@ def _official_parts(clips: pd.DataFrame, kind: str) -> np.ndarray:
     return part
 
 
-def _given_parts(clips: pd.DataFrame, seed: int) -> pd.Series:
+def _given_parts(clips: pd.DataFrame, seed: int, known: pd.Series) -> pd.Series:
     """The parts that the clips have; what is missing is taken from the training part by whole groups."""
     part = clips["part"]
-    missing = [name for name in ("test", "val") if name not in set(part)]
-    if missing:
+    if missing := [name for name in ("test", "val") if name not in set(part)]:
         rest = clips[part == "train"]
-        free = _group_parts(rest.reset_index(drop=True), seed, pd.Series("", range(len(rest))), missing)
+        free = _group_parts(rest.reset_index(drop=True), seed, known[rest.index].reset_index(drop=True), missing)
         part = part.where(part != "train", pd.Series(free, rest.index))
     for name in ("train", "test"):
         there = sorted(clips.loc[part == name, "label"].unique())
         if lacking := sorted(set(clips["label"]) - set(there)):
-            raise ValueError(f"{name} has no clip of {', '.join(lacking)}: add some, leave these classes out with "
-                             f"CLASSES={quoted_list(there)}, or use SPLIT=group")
+            without = f"leave these classes out with CLASSES={quoted_list(there)}, " if len(there) > 1 else ""
+            raise ValueError(f"{name} has no clip of {', '.join(lacking)}: add some, {without}or use SPLIT=group")
     return part
-
-
-def with_given_parts(clips: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
-    """The clips that a user's three CSVs in `folder` list, with the label, group and part that these say.
-
-    Raises:
-        FileNotFoundError: clips of the CSVs are not there; all of them are listed.
-        ValueError: as `read_split`, or a clip is in more than one part.
-    """
-    parts = read_split(folder)
-    check_leakage(parts)
-    rows = pd.concat(parts, names=["part"]).reset_index("part")
-    if gone := sorted(set(rows["clip_path"]) - set(clips["clip_path"])):
-        raise FileNotFoundError(_gone(gone, folder))
-    return rows.sort_values("clip_path", ignore_index=True)[[*COLUMNS, "part"]]
-
-
-def _gone(clips: list[str], folder: str | Path) -> str:
-    listed = "\n  ".join(clips)
-    return (f"{len(clips)} clips of the split in {folder} are not there, or can't be used:\n  {listed}\nget them, take "
-            "these rows out, or move the three CSVs away to have a split made anew")
 
 
 def _group_parts(clips: pd.DataFrame, seed: int, known: pd.Series, parts: tuple = ("test", "val")) -> np.ndarray:
@@ -142,7 +119,7 @@ def _group_parts(clips: pd.DataFrame, seed: int, known: pd.Series, parts: tuple 
     for label, of_class in clips.groupby("label", sort=True):
         its = pairs[of_class.index]
         sizes = of_class["group"].value_counts().sort_index()
-        sizes.index = [its[of_class["group"] == group].iloc[0] for group in sizes.index]
+        sizes.index = pd.Series(its.to_numpy(), of_class["group"]).groupby(level=0).first()[sizes.index]
         held = {name: sum(size for pair, size in sizes.items() if settled.get(pair) == name) for name in PARTS}
         free = sizes[[pair not in settled for pair in sizes.index]]
         free = free.iloc[rng.permutation(len(free))]
@@ -175,7 +152,8 @@ def _take_groups(sizes: pd.Series, target: float, most: int, needed: bool) -> li
 def _random_parts(clips: pd.DataFrame, seed: int, known: pd.Series) -> np.ndarray:
     label, copies = clips["label"].to_numpy(), clips.get("copy_of", clips["clip_path"])
     if known.any() or copies.duplicated().any():
-        return _group_parts(clips.assign(group="=" + copies), seed, known)
+        _check_sizes(copies.groupby(clips["label"]).nunique(), 3, "different clips", clips)
+        return _group_parts(clips.assign(group=JOINED + copies), seed, known)
     try:
         _, rest = train_test_split(clips.index, test_size=2 * HELD_OUT, stratify=label, random_state=seed)
         val, test = train_test_split(rest, test_size=0.5, stratify=label[rest], random_state=seed)
@@ -193,166 +171,25 @@ def _check_sizes(counts: pd.Series, least: int, what: str, clips: pd.DataFrame) 
     if small.empty:
         return
     cures = [f"leave them out with CLASSES={quoted_list(enough)}"] if len(enough) > 1 else []
-    if what == "groups" and clips["label"].value_counts().min() >= ENOUGH_CLIPS:
+    copies = clips.get("copy_of", clips["clip_path"])
+    if what == "groups" and copies.groupby(clips["label"]).nunique().min() >= ENOUGH_CLIPS:
         cures.append("use SPLIT=random, which ignores groups")
     raise ValueError(f"too few {what} for train, val and test, {least} of each class: "
                      + ", ".join(f"{label} has {count}" for label, count in small.items())
                      + f"; {', or '.join(['add clips', *cures])}")
 
 
-# ---------------------------------------------------------------- their files
-
-def split_paths(folder: str | Path) -> dict[str, Path]:
-    """Where the CSV of each part is in a splits folder."""
-    return {name: Path(folder) / f"{name}.csv" for name in PARTS}
-
-
-def split_record(folder: str | Path) -> Path:
-    """Where it is written of what a split was made, beside its CSVs; a user's own split has no such file."""
-    return Path(folder) / "split.json"
-
-
-def split_parts(split: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """One table per part, without the column `part`, of what `make_split` returns."""
-    return {name: split.loc[split["part"] == name, COLUMNS].reset_index(drop=True) for name in PARTS}
-
-
-def write_split(split: pd.DataFrame, folder: str | Path) -> dict[str, Path]:
-    """Writes what `make_split` returns as train.csv, val.csv and test.csv, all whole before the first is replaced."""
-    paths = split_paths(folder)
-    with ExitStack() as stack:
-        for name, part in split_parts(split).items():
-            part.to_csv(stack.enter_context(atomic_path(paths[name])), index=False)
-    return paths
-
-
-def read_split(folder: str | Path) -> dict[str, pd.DataFrame]:
-    """One table per part, as `read_part` gives it, of the three CSVs in a splits folder; errors as `read_part`."""
-    paths = split_paths(folder)
-    if missing := [path.name for path in paths.values() if not path.is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: put it there, or remove the other "
-                                "split CSVs to have all three made anew")
-    return {name: read_part(path) for name, path in paths.items()}
-
+# ---------------------------------------------------------------- what is in a split
 
 def clip_file(root: str | Path, clip_path: str) -> Path:
     """The file of a split's `clip_path`, which begins with `/` and is relative to the root."""
     return Path(root) / clip_path.lstrip("/")
 
 
-def read_part(path: str | Path) -> pd.DataFrame:
-    """One CSV of a split: clip_name, clip_path, label, group, all text; missing names and groups come from the paths.
+def split_parts(split: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """One table per part, without the column `part`, of what `make_split` returns."""
+    return {name: split.loc[split["part"] == name, COLUMNS].reset_index(drop=True) for name in PARTS}
 
-    Read as spreadsheets write them: columns apart by `,` or `;`, with or without a byte order mark, with `/` or `\\` in
-    paths.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it has no clip_path or label, or no row.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such split file; python tools/data.py split FOLDER makes one, and says "
-                                "where")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline()
-        part = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig",
-                           sep=";" if ";" in header and "," not in header else ",")
-    except pd.errors.EmptyDataError:
-        part = pd.DataFrame()
-    except (UnicodeError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: can't be read as a table ({error}): save it as CSV in UTF-8") from error
-    part = part.rename(columns=lambda name: str(name).strip())
-    if not {"clip_path", "label"} <= set(part.columns) or part.empty:
-        raise ValueError(f"{path} needs the columns clip_path and label, and at least one row: mend it, or "
-                         "remove the three split CSVs to have them made anew")
-    part["clip_path"] = "/" + part["clip_path"].map(_with_slashes).str.lstrip("/")
-    names = part["clip_path"].str.rsplit("/", n=1).str[1]
-    return pd.DataFrame({"clip_name": names, "group": names.map(group_of), **part})[COLUMNS]
-
-
-def _with_slashes(path: str) -> str:
-    """A path as it is written on Windows, with slashes; a name that has a backslash keeps it."""
-    return path if "/" in path else path.replace("\\", "/")
-
-
-def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str,
-                  seed: int = 42) -> tuple[dict[str, Path], list[str]]:
-    """The CSV of each part in `folder`, made of the clips where there are none yet; and lines on what changed.
-
-    A split that was made here is extended where clips were added, and those that are gone are taken out: groups, and
-    contents, that had a part keep it. Three CSVs of the user's are used as they are, and never written.
-
-    Args:
-        clips: with the columns of a split's CSV, sha256 and, for the kind `given`, part.
-        kind, seed: as `make_split`, where a split is made.
-
-    Raises:
-        FileNotFoundError: clips of the user's CSVs are not among `clips`; all of them are listed.
-        ValueError: as `make_split` and `read_split`.
-    """
-    paths, contents = split_paths(folder), dict(zip(clips["clip_path"], clips["sha256"], strict=True))
-    if not any(path.exists() for path in paths.values()):
-        return _write_own(make_split(clips, kind, seed), folder, kind, contents), []
-    parts, record = read_split(folder), read_json(split_record(folder))
-    if record.get("sha256") != split_hash(parts):  # made, or changed, by hand
-        return paths, _compared(parts, contents, folder)
-    if kind == "given":
-        made = make_split(clips, kind, seed)
-        same = split_hash(split_parts(made)) == record["sha256"] and record["clips"] == contents
-        if not same:
-            _write_own(made, folder, kind, contents)
-        return paths, [] if same else ["the split that came with the clips, or their contents, changed"]
-    if record["kind"] != kind:
-        return _write_own(make_split(clips, kind, seed), folder, kind, contents), [
-            f"the split in {folder} was made anew: it was of the kind {record['kind']}"]
-    if record["clips"] == contents:
-        return paths, []
-    known, changes = _parts_kept(parts, record["clips"], clips, kind)
-    try:
-        split, how = make_split(clips, kind, seed, known), "extended: what had a part keeps it"
-    except ValueError:
-        split, how = make_split(clips, kind, seed), "made anew, since too little of the old one is left"
-    paths = _write_own(split, folder, kind, contents)
-    return paths, [f"the clips changed ({changes}); the split in {folder} was {how}"]
-
-
-def _write_own(split: pd.DataFrame, folder: str | Path, kind: str, contents: Mapping[str, str]) -> dict[str, Path]:
-    paths = write_split(split, folder)
-    record = {"kind": kind, "sha256": split_hash(read_split(folder)), "clips": contents}
-    write_json(split_record(folder), record)
-    return paths
-
-
-def _parts_kept(parts: dict[str, pd.DataFrame], old: dict[str, str], clips: pd.DataFrame, kind: str):
-    """The part that each clip keeps, or nothing, by clip_path; and, in words, how the clips differ from the `old`
-    ones, clip_path to content."""
-    rows = pd.concat(parts, names=["part"]).reset_index("part")
-    unit = group_pairs if kind == "group" else lambda table: table["clip_path"]
-    by_unit = dict(zip(unit(rows), rows["part"], strict=True))
-    by_content = {old[path]: part for path, part in zip(rows["clip_path"], rows["part"], strict=True) if path in old}
-    known = unit(clips).map(by_unit).fillna(clips["sha256"].map(by_content)).fillna("")
-    now, contents = dict(zip(clips["clip_path"], clips["sha256"], strict=True)), set(old.values())
-    moved = [path for path in now.keys() - old.keys() if now[path] in contents]
-    counts = {"added": len(now.keys() - old.keys()) - len(moved), "moved or relabelled": len(moved),
-              "removed": len(old.keys() - now.keys()) - len(moved),
-              "with other content": sum(now[path] != old[path] for path in now.keys() & old.keys())}
-    changes = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
-    return pd.Series(known.to_numpy(), clips["clip_path"]), changes
-
-
-def _compared(parts: dict[str, pd.DataFrame], contents: Mapping[str, str], folder: str | Path) -> list[str]:
-    """Lines on clips that a user's split has not; those that it has in vain are an error."""
-    listed = set(pd.concat(parts.values())["clip_path"])
-    if gone := sorted(listed - contents.keys()):
-        raise FileNotFoundError(_gone(gone, folder))
-    spare = sorted(contents.keys() - listed)
-    return [f"{len(spare)} clips are in none of the CSVs in {folder}, and left out (first {spare[0]}): add rows for "
-            "them, or move the three CSVs away to have a split made anew"] if spare else []
-
-
-# ---------------------------------------------------------------- what is in a split
 
 def check_leakage(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per group in more than one part of a split: label (its first), group, parts (such as "train, test").
@@ -409,7 +246,7 @@ def group_folds(table: pd.DataFrame, most: int, grouped: bool,
         raise ValueError(f"{clips.idxmin()} has one clip to tune on: cross-validation needs two")
     pairs = group_pairs(table)
     fewest = pairs.groupby(table["label"]).nunique().min()
-    if fewest >= 2 and (grouped or table["group"].str.contains("=").any()):
+    if fewest >= 2 and (grouped or table["group"].str.contains(JOINED, regex=False).any()):
         splitter, groups = StratifiedGroupKFold, pairs
         how = "whole groups" if grouped else "single clips, since the clips name no groups, with copies kept together"
     else:

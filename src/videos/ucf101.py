@@ -25,7 +25,7 @@ from urllib3.util import Retry
 
 from config import UCF101_ROOT, VIDEO_SUFFIXES
 from files import atomic_path, remove_abandoned
-from videos.folder import PART_FOLDERS, Folder, find_clips, match_classes
+from videos.folder import LOOSE, PART_FOLDERS, Folder, find_clips, match_classes
 
 DEFAULT_URL = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"
 TIMEOUT = (10, 60)  # seconds to connect, and without a byte
@@ -237,7 +237,7 @@ def _find_clips(src: Path) -> dict[str, dict[str, Path]]:
         raise DataError(f"no folder {src}: name the folder of your copy")
     root, rows = _unwrapped(src)
     found = {}
-    loose = rows.others.loc[rows.others["reason"] == "a video in no class folder", "path"]
+    loose = rows.others.loc[rows.others["reason"] == LOOSE, "path"]
     for clip_path, folder in (*rows.clips[["clip_path", "label"]].to_numpy(), *((path, "") for path in loose)):
         path = root / clip_path.lstrip("/")
         named = _CLIP.fullmatch(path.name)

@@ -44,7 +44,7 @@ CALIBRATION = {"calibration error": metrics.expected_calibration_error, "log los
                "Brier score": metrics.brier}
 
 
-def load_results(root: Path) -> dict[str, dict]:
+def load_results(root: Path, split: str | None = None) -> dict[str, dict]:
     """What the models that were evaluated left in a data set's results root, the CNNs first, then the classical models.
 
     Returns:
@@ -53,7 +53,8 @@ def load_results(root: Path) -> dict[str, dict]:
 
     Raises:
         FileNotFoundError: none has been evaluated; the message names their notebooks.
-        ValueError: the models were evaluated on different test clips, or belong to different data.
+        ValueError: the models were evaluated on different test clips, or belong to other data than the `split` with
+            this sha256 (`VideoData.split`); None takes that of the first model.
     """
     results = {}
     for kind in ("2d", "3d"):
@@ -79,8 +80,10 @@ def load_results(root: Path) -> dict[str, dict]:
         if odd := clips ^ set(results[title]["predictions"]["clip_path"]):
             raise ValueError(f"{first} and {title} were tested on different clips ({len(odd)} are in one test only): "
                              "run both notebooks on the same split")
-        if results[first]["split"]["sha256"] != results[title]["split"]["sha256"]:
-            raise ValueError(f"{first} and {title} are of different clips, labels or splits: run both notebooks again")
+    if odd := [title for title, stats in results.items()
+               if stats["split"]["sha256"] != (split or results[first]["split"]["sha256"])]:
+        raise ValueError(f"the results of {', '.join(odd)} are of other clips, labels or another split than "
+                         f"{'there are now' if split else f'those of {first}'}: run their notebooks again")
     return results
 
 

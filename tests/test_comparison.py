@@ -120,6 +120,14 @@ def test_there_is_a_table_of_the_models_that_are_there(there, tmp_path):
     assert comparison.disagreements(results).empty  # all have the same predictions
 
 
+def test_results_of_other_clips_than_there_are_now_are_refused(tmp_path):
+    write_results(tmp_path, "2d", table(0))
+    assert list(comparison.load_results(tmp_path, "s")) == ["2D-CNN"]
+    with pytest.raises(ValueError, match="results of 2D-CNN are of other clips, labels or another split than there are"):
+        comparison.load_results(tmp_path, "other")
+    assert headline(tmp_path, "other").startswith("no headline table yet: the results of 2D-CNN are of other clips")
+
+
 def test_a_model_whose_latency_was_not_measured_is_compared_too(tmp_path):
     write_results(tmp_path, "2d", table(0))
     write_results(tmp_path, "3d", table(1))

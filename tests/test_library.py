@@ -279,7 +279,7 @@ def test_part_folders_beside_another_folder_are_explained(tmp_path, opened):
     root = tmp_path / "set"
     for part in ("train", "test", "unlabelled"):
         fill(root, {"jump": 4, "run": 4}, f"{part}/{{label}}/{part}_{{number}}.avi")
-    with pytest.raises(ValueError, match="look like parts of a split, .* lies unlabelled") as stopped:
+    with pytest.raises(ValueError, match=r"look like parts of a split, .* lies unlabelled") as stopped:
         opened(root)
     assert opened(root, CLASSES=advice(str(stopped.value), "CLASSES"), SPLIT="random").classes == ["test", "train",
                                                                                                   "unlabelled"]

@@ -123,7 +123,7 @@ def test_there_is_a_table_of_the_models_that_are_there(there, tmp_path):
 def test_results_of_other_clips_than_there_are_now_are_refused(tmp_path):
     write_results(tmp_path, "2d", table(0))
     assert list(comparison.load_results(tmp_path, "s")) == ["2D-CNN"]
-    with pytest.raises(ValueError, match="results of 2D-CNN are of other clips, labels or another split than there are"):
+    with pytest.raises(ValueError, match="results of 2D-CNN are of other clips, labels or another split than"):
         comparison.load_results(tmp_path, "other")
     assert headline(tmp_path, "other").startswith("no headline table yet: the results of 2D-CNN are of other clips")
 

@@ -7,6 +7,7 @@ not depend. Writes results/benchmarks/<machine>.json and .md.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -30,7 +31,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 
 import seed_pipeline
-from config import DEFAULT_BACKBONE, RESULTS, ROOT, get_recipe
+from config import CACHE, DEFAULT_BACKBONE, RESULTS, ROOT, get_recipe
 from data_loader import ClipViews, apply_transform, limit_threads, load_dataset, segment_indices
 from evaluation import evaluate
 from experiment import Experiment, load_or_train, untrained
@@ -163,7 +164,8 @@ def rate(work: Callable, items: Iterable) -> float:
 
 def open_clips(clips: str, results: Path | None = None) -> VideoData:
     """The clips, split by whole groups."""
-    return open_data(clips, "group", results=results or Path(tempfile.gettempdir()) / "bench")
+    own = hashlib.sha256(str(Path(clips).resolve()).encode()).hexdigest()[:8]  # folders of one name don't share results
+    return open_data(clips, "group", results=results or CACHE / "bench" / own)
 
 
 def ours(kind: str, data: VideoData) -> Experiment:

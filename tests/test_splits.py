@@ -408,6 +408,14 @@ def test_a_split_whose_writing_was_interrupted_is_written_again(tmp_path, monkey
     assert ensure_splits(grown, tmp_path, "group").lines == []
 
 
+def test_a_record_that_is_none_is_named(tmp_path):
+    clips = with_contents(clips_of({"A": [1] * 8, "B": [1] * 8}))
+    ensure_splits(clips, tmp_path, "group")
+    (tmp_path / "split.json").write_text("{\"kind\": \"group\"}")
+    with pytest.raises(ValueError, match=r"split\.json: not what a split was made of: move it"):
+        ensure_splits(clips, tmp_path, "group")
+
+
 # ---------------------------------------------------------------- copies
 
 @given(data_sets, seeds, st.data())

@@ -172,7 +172,7 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str, seed: int 
         FileNotFoundError: clips of the user's CSVs are not among `clips`; all of them are listed.
         ValueError: as `make_split` and `read_split`.
     """
-    paths, record = split_paths(folder), read_json(_record_path(folder))
+    paths, record = split_paths(folder), _read_record(folder)
     contents = dict(zip(clips["clip_path"], clips["sha256"], strict=True))
     if not any(path.exists() for path in paths.values()):
         return _write(make_split(clips, kind, seed), clips, folder, kind, {}, [])
@@ -193,6 +193,14 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str, seed: int 
         split, had, how = make_split(clips, kind, seed), {}, "made anew, since too little of the old one is left"
     lines = [f"the clips changed ({_changes(record['clips'], contents)}); the split in {folder} was {how}"]
     return _write(split, clips, folder, kind, had, lines)
+
+
+def _read_record(folder: str | Path) -> dict:
+    record = read_json(_record_path(folder))
+    if record and not {"kind", "sha256", "of", "clips", "had"} <= record.keys():
+        raise ValueError(f"{_record_path(folder)}: not what a split was made of: move it and the CSVs beside it away to "
+                         "have a split made anew")
+    return record
 
 
 def _identity(clips: pd.DataFrame, kind: str) -> str:

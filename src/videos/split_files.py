@@ -198,8 +198,8 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str, seed: int 
 def _read_record(folder: str | Path) -> dict:
     record = read_json(_record_path(folder))
     if record and not {"kind", "sha256", "of", "clips", "had"} <= record.keys():
-        raise ValueError(f"{_record_path(folder)}: not what a split was made of: move it and the CSVs beside it away to "
-                         "have a split made anew")
+        raise ValueError(f"{_record_path(folder)}: not what a split was made of: move it and the CSVs beside it away "
+                         "to have a split made anew")
     return record
 
 

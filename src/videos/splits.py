@@ -243,7 +243,8 @@ def group_folds(table: pd.DataFrame, most: int, grouped: bool,
     """
     clips = table["label"].value_counts()
     if clips.min() < 2:
-        raise ValueError(f"{clips.idxmin()} has one clip to tune on: cross-validation needs two")
+        raise ValueError(f"{clips.idxmin()} has one clip to tune on: cross-validation needs two: add clips of it, take "
+                         "more folds, which leave more to train on, or none (FOLDS=0)")
     pairs = group_pairs(table)
     fewest = pairs.groupby(table["label"]).nunique().min()
     if fewest >= 2 and (grouped or table["group"].str.contains(JOINED, regex=False).any()):

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Recipe
 from machine import cores
-from videos.decoding import VideoInfo, read_frames
+from videos.decoding import DEFAULT_RATE, VideoInfo, read_frames
 from videos.folder import scan_clips
 from videos.split_files import read_part
 from videos.splits import clip_file
@@ -101,7 +101,7 @@ class FrameSampler:
         """(stills + 2 pairs,) int64 indices into a clip; the same position gives the same indices."""
         chosen = [self._indices(info, self.stills, position)] if self.stills else []
         if self.pairs:
-            later = min(max(round(self.gap * (info.fps or 25)), 1), info.frames - 1)
+            later = min(max(round(self.gap * (info.fps or DEFAULT_RATE)), 1), info.frames - 1)
             first = self._indices(info._replace(frames=info.frames - later), self.pairs, position)
             chosen += [first, first + later]
         return np.concatenate(chosen)

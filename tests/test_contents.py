@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from conftest import REAL_CLIPS, moving_square, write_video
+from synthetic import remux
 from videos import contents, decoding
 from videos.contents import clip_facts, copies
 from videos.folder import scan_clips
@@ -143,24 +144,13 @@ def encoded(source: np.ndarray, path: Path, codec: str, rate: int = 25, **option
     return path
 
 
-def remuxed(source: Path, target: Path) -> Path:
-    """The same packets in another container."""
-    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
-        stream = writer.add_stream_from_template(reader.streams.video[0])
-        for packet in reader.demux(reader.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                writer.mux(packet)
-    return target
-
-
 def test_copies_are_found_whatever_was_done_to_them(tmp_path):
     scene = cv2.GaussianBlur(np.random.default_rng(1).integers(0, 256, (96, 400, 3), dtype=np.uint8), (0, 0), 6)
     scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX)
     clip = np.stack([scene[:, 3 * i:3 * i + 128] for i in range(50)])
     original = encoded(clip, tmp_path / "A" / "a.mp4", "libx264", crf="20")
     shutil.copy(original, tmp_path / "A" / "b.mp4")
-    remuxed(original, tmp_path / "A" / "c.mkv")
+    remux(original, tmp_path / "A" / "c.mkv")
     encoded(clip, tmp_path / "A" / "d.avi", "mpeg4", qmin="10", qmax="10")
     encoded(np.stack([cv2.resize(frame, (64, 48)) for frame in clip]), tmp_path / "A" / "e.webm", "libvpx")
     encoded(clip[:40], tmp_path / "A" / "shorter.mp4", "libx264")

@@ -48,7 +48,6 @@ from videos.decoding import (
     constant_rate,
     constant_view,
     read_frames,
-    read_info,
     read_timed_frames,
     read_track,
     walk,
@@ -86,7 +85,7 @@ def opencv_frames(path: Path) -> list[np.ndarray]:
 def refusal(path: Path) -> str:
     """Why a file is refused, whoever asks: one line that names it and what to do."""
     messages = set()
-    for reader in (read_info, lambda p: read_frames(p, all_frames), lambda p: [None for _ in walk(p)]):
+    for reader in (read_track, lambda p: read_frames(p, all_frames), lambda p: [None for _ in walk(p)]):
         with pytest.raises(VideoError) as error:
             reader(path)
         messages.add(str(error.value))
@@ -251,7 +250,7 @@ def test_irregular_frames_are_those_on_the_screen(tmp_path, suffix, codec, ticks
     clock = Fraction(1, ticks)
     times = np.unique(np.round(times * ticks)) / ticks  # which a coarse clock can tell apart
     path = write(tmp_path / f"clip.{suffix}", codec=codec, rate=min(ticks, 30), times=times, clock=clock)
-    info = read_info(path)
+    info = read_track(path).info
     lasts = times[-1] + np.median(np.diff(times))
     assert info.frames / info.fps == pytest.approx(lasts, abs=0.1) and read_track(path).presented == len(times)
     for choose in (all_frames, FrameSampler(12, "time", 5.0), lambda its: FrameSampler(8, "time", 10.0)(its, 1.0),
@@ -273,7 +272,7 @@ def test_jitter_and_a_header_that_says_1000_fps(tmp_path, suffix, codec, ticks, 
     if muxing:
         with av.open(str(path)) as container:
             assert container.duration is None and container.streams.video[0].guessed_rate == 1000
-    info = read_info(path)
+    info = read_track(path).info
     assert info.frames == 60 and info.fps == pytest.approx(30, abs=0.2)
     frames, seconds = read_timed_frames(path, FrameSampler(8, "time", 10.0))
     assert off_screen(frames, seconds, times, 30) <= 1
@@ -283,12 +282,12 @@ def test_jitter_and_a_header_that_says_1000_fps(tmp_path, suffix, codec, ticks, 
 @pytest.mark.parametrize("said, true", [(60, 12.5), (10, 40), (30, 29.97)])
 def test_stamps_count_and_not_the_header(tmp_path, said, true):
     path = write(tmp_path / "clip.mkv", rate=said, times=np.arange(40) / true, clock=Fraction(1, 1000))
-    assert read_info(path).fps == pytest.approx(true, rel=0.005) and read_all(path) == list(range(40))
+    assert read_track(path).info.fps == pytest.approx(true, rel=0.005) and read_all(path) == list(range(40))
 
 
 def test_an_avi_whose_clock_is_finer_than_its_frames(tmp_path):
     path = write(tmp_path / "clip.avi", codec="mpeg4", clock=Fraction(1, 250))
-    info = read_info(path)
+    info = read_track(path).info
     assert info.frames == 30 and info.fps == pytest.approx(25) and read_all(path) == list(range(30))
 
 
@@ -322,7 +321,7 @@ def test_recordings_that_were_joined(tmp_path):
                    muxing={"avoid_negative_ts": "disabled"}).read_bytes() for first in (1, 1.011)]
     path = tmp_path / "joined.ts"
     path.write_bytes(b"".join(parts))
-    assert read_info(path)[:2] == (40, 25.0) and read_all(path) == walked(path) == [*range(20), *range(20)]
+    assert read_track(path).info[:2] == (40, 25.0) and read_all(path) == walked(path) == [*range(20), *range(20)]
     assert numbers(read_frames(path, lambda info: [5, 25])[0]) == [5, 5]
 
 
@@ -423,7 +422,7 @@ def test_rates_at_the_edge():
 def test_stamps_that_leap_by_weeks_are_not_believed(tmp_path):
     path = write(tmp_path / "clip.flv", codec="flv", times=[*np.arange(20) / 25, *(2e6 + np.arange(20) / 25)],
                  clock=Fraction(1, 1000))
-    assert read_info(path)[:2] == (40, 25.0) and read_all(path) == list(range(40))
+    assert read_track(path).info[:2] == (40, 25.0) and read_all(path) == list(range(40))
 
 
 # ---------------------------------------------------------------- edit lists, rotation, covers, sound
@@ -434,7 +433,7 @@ def test_stamps_that_leap_by_weeks_are_not_believed(tmp_path):
 def test_what_an_edit_list_hides_never_appears(tmp_path, suffix, b_frames, gop, hidden):
     path = trim(write(tmp_path / f"clip.{suffix}", 40, options={"bf": b_frames, "g": gop}), hidden / 25)
     expected = list(range(hidden, 40))
-    assert read_info(path).frames == read_track(path).presented == len(expected)
+    assert read_track(path).info.frames == read_track(path).presented == len(expected)
     assert read_all(path) == walked(path) == expected
     frames, seconds = read_timed_frames(path, FrameSampler(4, "time", 5.0))
     assert off_screen(frames, seconds + hidden / 25, np.arange(40) / 25, 25) == 0
@@ -471,7 +470,7 @@ def test_a_cover_is_not_the_video(tmp_path, name):
     ("flv", "flv", "aac"), ("wmv", "wmv2", "wmav2"), ("mpg", "mpeg2video", "mp2")])
 def test_sound_does_no_harm(tmp_path, suffix, codec, sound):
     path = write(tmp_path / f"clip.{suffix}", 12, codec, sound=sound)
-    assert read_info(path).frames == 12 and read_all(path) == walked(path) == list(range(12))
+    assert read_track(path).info.frames == 12 and read_all(path) == walked(path) == list(range(12))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "m4a"])
@@ -571,13 +570,13 @@ def test_a_lost_frame_of_an_irregular_avi(tmp_path):
     whole = write(tmp_path / "whole.avi", codec="mpeg4", rate=30, times=times)
     path = zeroed(whole, tmp_path / "clip.avi", slice(len(times) - 1, None))
     frames, seconds = read_timed_frames(path, all_frames)
-    assert len(frames) == read_info(whole).frames and off_screen(frames, seconds, times, 30) <= 1
+    assert len(frames) == read_track(whole).info.frames and off_screen(frames, seconds, times, 30) <= 1
 
 
 def test_an_mp4_in_fragments(tmp_path):
     """As browsers and cameras record them: without an index for the whole."""
     path = write(tmp_path / "clip.mp4", 60, options={"g": "12"}, muxing={"movflags": "frag_keyframe+empty_moov"})
-    assert read_info(path).frames == 60 and read_all(path) == walked(path) == list(range(60))
+    assert read_track(path).info.frames == 60 and read_all(path) == walked(path) == list(range(60))
     told = walked(cut(path, tmp_path / "cut.mp4", 0.7))
     assert told == list(range(len(told))) and 20 < len(told) < 60
 
@@ -609,14 +608,14 @@ def test_an_unknown_codec_is_refused(tmp_path, whole, suffix, mark, other):
 def test_a_jpeg_called_avi_is_one_frame(tmp_path):
     path = tmp_path / "still.avi"
     path.write_bytes(jpeg(picture(9)))
-    assert read_info(path).frames == 1 and read_all(path) == walked(path) == [9]
+    assert read_track(path).info.frames == 1 and read_all(path) == walked(path) == [9]
     assert numbers(read_frames(path, FrameSampler(4, "segments"))[0]) == [9] * 4
 
 
 @pytest.mark.parametrize("suffix, codec", [("mp4", "libx264"), ("webm", "libvpx"), ("ts", "libx264"), ("avi", "mpeg4")])
 def test_a_single_frame(tmp_path, suffix, codec):
     path = write(tmp_path / f"clip.{suffix}", 1, codec)
-    assert read_info(path).frames == 1 and read_all(path) == [0]
+    assert read_track(path).info.frames == 1 and read_all(path) == [0]
     assert numbers(read_frames(path, FrameSampler(8, "time", 10.0))[0]) == [0] * 8
 
 
@@ -741,7 +740,7 @@ def spread(info) -> np.ndarray:
 def test_few_frames_of_a_long_video_are_sought(monkeypatch, long_videos, name):
     decoded = count_decoded(monkeypatch)
     sought, indices = read_frames(long_videos[name], spread)
-    count = read_info(long_videos[name]).frames
+    count = read_track(long_videos[name]).info.frames
     assert count == (LONG // 3 if name == "closed.mp4" else LONG) and grid_numbers(sought) == indices.tolist()
     assert 20 <= len(decoded) < 20 * 270 < count
     monkeypatch.setattr(decoding, "SEEK_OVER", count)

@@ -16,7 +16,7 @@ from files import shown
 from videos import splits, ucf101
 from videos.demo import render_dataset
 from videos.findings import check_table
-from videos.library import VideoData, open_data, survey
+from videos.library import VideoData, open_data
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,13 +104,13 @@ def split_clips(dataset: str, classes: list[str] | None) -> None:
 
 def check_clips(dataset: str, classes: list[str] | None) -> None:
     """Looks at names, headers and hashes, then decodes every clip; what a run would refuse is an error."""
-    print(survey(dataset, os.environ.get("SPLIT") or None, classes).to_string(index=False), flush=True)
-    data = _opened(dataset, classes)
+    data = _opened(dataset, classes, look_first=True)
     print(check_table(data.facts).to_string(), data.findings.to_string(index=False), sep="\n\n")
 
 
-def _opened(dataset: str, classes: list[str] | None) -> VideoData:
-    return open_data(dataset, os.environ.get("SPLIT") or None, classes, asked_number("SEED"))
+def _opened(dataset: str, classes: list[str] | None, look_first: bool = False) -> VideoData:
+    split = os.environ.get("SPLIT") or None
+    return open_data(dataset, split, classes, asked_number("SEED"), look_first=look_first)
 
 
 def clean() -> None:

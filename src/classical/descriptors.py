@@ -26,7 +26,7 @@ from config import CACHE
 from data_loader import segment_indices
 from files import ArrayStore, file_hash
 from machine import cores, opencv_without_threads
-from videos.decoding import VideoInfo, read_timed_frames
+from videos.decoding import DEFAULT_RATE, VideoInfo, read_timed_frames
 from videos.splits import clip_file
 
 VERSION = 1  # raise it where the same settings give other numbers
@@ -34,7 +34,6 @@ WIDTH, HEIGHT = 160, 120  # every frame is brought to this size, in pixels
 FLOW_WIDTH, FLOW_HEIGHT = 80, 60  # and its flow to this: DIS computes no finer
 PAIRS = 24  # pairs of frames whose optical flow is measured
 SECONDS = 0.08  # between the frames of a pair: 2 frames at 25 and at 30 per second
-DEFAULT_RATE = 25.0  # frames per second, for files that don't say
 STILLS = 4  # frames whose appearance is described
 STILL_SPEED = 0.04  # slower is "no motion", in frame heights per second (Wang et al.: 0.4 pixels per frame)
 ORIENTATIONS = 8

@@ -37,9 +37,9 @@ GLANCES, GLANCE_SIZE = 4, (16, 12)  # grey pictures of a clip, (width, height) i
 SAME_LOOK, SAME_COURSE, SAME_LENGTH = 4.0, 0.3, 0.02  # by which copies may differ: grey levels, share, seconds
 STILL = 1.0  # grey levels (root mean square) that must move in the glances of a clip, or they don't tell it
 AT_ONCE = 256  # clips that are compared with all others at a time
-DEFAULTS = {"status": "broken", "reason": "", "frames": 0, "duration": 0.0, "fps": 0.0, "width": 0, "height": 0,
-            "codec": ""}
 MEASURED = ("kbit_per_second", "motion", "mean_l", "mean_a", "mean_b")  # columns that are empty where not decoded
+UNKNOWN = {"status": "broken", "reason": "", "frames": 0, "duration": 0.0, "fps": 0.0, "width": 0, "height": 0,
+           "codec": "", **dict.fromkeys(MEASURED, np.nan), "glances": "", "decoded": True}
 TEXTS = ("clip_path", "stamp", "sha256", "status", "reason", "codec", "glances")
 
 
@@ -66,8 +66,7 @@ def clip_facts(root: str | Path, clips: pd.DataFrame, decode: bool = True, cache
     contents = _in_threads(lambda entry, file: hashes.get(entry) or _content(file), "", entries, files)
     # what is broken may be so for a passing reason: it is believed of the very file alone
     sure = known[(known["decoded"] | (not decode)) & ((known["status"] != "broken") | seen.index.isin(entries))]
-    facts = sure.drop_duplicates("sha256").set_index("sha256")[[*DEFAULTS, *MEASURED, "glances", "decoded"]]
-    facts = facts.to_dict("index")
+    facts = sure.drop_duplicates("sha256").set_index("sha256")[list(UNKNOWN)].to_dict("index")
     new = {content: file for content, file in zip(contents, files, strict=True) if content and content not in facts}
     found = _in_threads(lambda file: _examine(file, decode), "decoding every clip once" if decode else "",
                         list(new.values()))
@@ -81,7 +80,7 @@ def clip_facts(root: str | Path, clips: pd.DataFrame, decode: bool = True, cache
 
 
 def _read_known(path: Path) -> pd.DataFrame:
-    columns = ["clip_path", "stamp", "sha256", *DEFAULTS, *MEASURED, "glances", "decoded"]
+    columns = ["clip_path", "stamp", "sha256", *UNKNOWN]
     if not path.is_file():
         return pd.DataFrame(columns=columns).astype({"decoded": bool})
     return pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(MEASURED, ""),
@@ -107,7 +106,7 @@ def _unread(file: Path) -> dict:
     """Facts of a file that can't even be read."""
     nowhere = file.is_symlink() and not file.exists()
     reason = "is a link to nothing" if nowhere else "can't be read: check its permissions"
-    return {**DEFAULTS, **dict.fromkeys(MEASURED, np.nan), "reason": reason, "glances": "", "decoded": True}
+    return {**UNKNOWN, "reason": reason}
 
 
 def _in_threads(function: Callable, title: str, *columns) -> list:
@@ -120,7 +119,7 @@ def _in_threads(function: Callable, title: str, *columns) -> list:
 # ---------------------------------------------------------------- one clip
 
 def _examine(file: Path, decode: bool) -> dict:
-    facts = {**DEFAULTS, **dict.fromkeys(MEASURED, np.nan), "glances": "", "decoded": decode}
+    facts = {**UNKNOWN, "decoded": decode}
     try:
         track = read_track(file)
         info, frames = track.info, track.presented

@@ -244,11 +244,6 @@ def constant_view(times: np.ndarray) -> tuple[float, np.ndarray]:
     return rate, np.searchsorted(times, middles, side="right") - 1
 
 
-def read_info(path: str | Path) -> VideoInfo:
-    """How a clip is shown, without decoding it; errors as `read_track`."""
-    return read_track(path).info
-
-
 # ---------------------------------------------------------------- decoding
 
 class Pictures:

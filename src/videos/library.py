@@ -91,7 +91,7 @@ def locate(dataset: str = "demo", results: Path = RESULTS, name: str | None = No
     asked = os.environ.get("NAME", "")
     if asked == platform.node():  # which some systems set it to
         asked = ""
-    name = re.sub(r"[^\w.-]+", "-", name or asked or root.name)
+    name = _as_name(name or asked or root.name)
     if not name.strip("."):
         raise ValueError(f"{root}: its results need a name: choose one with NAME=")
     name = f"{name}-sample" if name.casefold() in TAKEN else name
@@ -103,9 +103,12 @@ def _check_owner(results: Path, root: Path) -> None:
     """Sees to it that two folders of one name don't share their results."""
     owner = Path(read_json(results / SOURCE).get("root", root))
     if owner.is_dir() and not owner.samefile(root):
-        name = re.sub(r"[^\w.-]+", "-", f"{root.parent.name}-{root.name}")
         raise ValueError(f"the results in {results} are those of another folder, {owner}: give this one a name of its "
-                         f"own, such as NAME={name}")
+                         f"own, such as NAME={_as_name(f'{root.parent.name}-{root.name}')}")
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def _claim(results: Path, root: Path) -> None:
@@ -119,7 +122,7 @@ def _claim(results: Path, root: Path) -> None:
 
 def open_data(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None, seed: int = 42,
               results: Path = RESULTS, root: Path | None = None, cache: Path = CACHE,
-              leave_out: set[str] | None = None) -> VideoData:
+              leave_out: set[str] | None = None, look_first: bool = False) -> VideoData:
     """Finds a data set (rendering the demo where it is absent), decodes every clip once, splits it, checks for leakage.
 
     What is known of a clip's content is kept in the cache. What changed since, or is left out, is printed.
@@ -135,6 +138,8 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
             nothing is written beside the clips.
         leave_out: kinds of clips that are not used: `broken`, which is an error otherwise, and `one frame`. None
             follows SKIP_BROKEN and ONE_FRAME in the environment: broken clips are an error, one frame is no video.
+        look_first: whether the findings by names, headers, sizes and hashes alone, which take seconds, are printed
+            before every clip is decoded.
 
     Raises:
         FileNotFoundError, ValueError: no such data, clips that can't be used, or no such split; the message says what
@@ -146,6 +151,8 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     found, kind, default = _found(dataset, split, root, own, classes)
     if dataset not in DATASETS:
         _claim(own_results, root)
+    if look_first:
+        print(_glanced(root, found, cache).to_string(index=False), flush=True)
     facts = clip_facts(root, found.clips, cache=cache)
     facts["copy_of"] = copies(facts)
     considered = facts if kind != "given" else facts[facts["part"] != ""]  # the others are in none of the user's lists
@@ -160,12 +167,8 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     return _described(data, found, facts, clips, settled.lines)
 
 
-def survey(dataset: str = "demo", split: str | None = None, classes: list[str] | None = None,
-           cache: Path = CACHE) -> pd.DataFrame:
-    """The findings of a folder by names, headers, sizes and hashes alone, in seconds; arguments and errors as
-    `open_data`."""
-    _, root, _ = locate(dataset)
-    found, *_ = _found(dataset, split, root, dataset in DATASETS, classes)
+def _glanced(root: Path, found: Folder, cache: Path) -> pd.DataFrame:
+    """The findings of a folder whose clips are not decoded yet."""
     facts = clip_facts(root, found.clips, decode=False, cache=cache)
     return findings(found, facts.drop(columns="part").assign(copy_of=copies(facts)))
 
@@ -251,11 +254,6 @@ def _described(data: VideoData, found: Folder, facts: pd.DataFrame, clips: pd.Da
 
 
 def open_asked() -> VideoData:
-    """The data set that DATASET, SPLIT, CLASSES and SEED in the environment ask for, as `open_data`.
-
-    What a quick look finds is printed first, while every clip is yet to be decoded.
-    """
-    dataset, classes = os.environ.get("DATASET") or "demo", name_list(os.environ.get("CLASSES", ""))
-    split, seed = os.environ.get("SPLIT") or None, asked_number("SEED")
-    print(survey(dataset, split, classes).to_string(index=False), flush=True)
-    return open_data(dataset, split, classes, seed)
+    """The data set that DATASET, SPLIT, CLASSES and SEED in the environment ask for, with a look first."""
+    return open_data(os.environ.get("DATASET") or "demo", os.environ.get("SPLIT") or None,
+                     name_list(os.environ.get("CLASSES", "")), asked_number("SEED"), look_first=True)

@@ -32,12 +32,14 @@ from torch.utils.data import DataLoader
 
 import seed_pipeline
 from config import CACHE, DEFAULT_BACKBONE, RESULTS, ROOT, get_recipe
-from data_loader import ClipViews, apply_transform, limit_threads, load_dataset, segment_indices
+from data_loader import ClipViews, limit_threads, load_dataset
 from evaluation import evaluate
 from experiment import Experiment, load_or_train, untrained
 from files import shown, write_json
 from machine import environment, hardware_line
+from sampling import segment_indices
 from table import markdown
+from transforms import apply_transform
 from utils import eval_one_epoch, make_optimizer, train_one_epoch
 from videos.decoding import read_frames
 from videos.library import VideoData, open_data

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 from torchvision import models
 
+from augmentation import seed_transform
 from config import get_recipe
-from data_loader import VideoDataset2D, apply_transform, seed_transform, window_indices
+from data_loader import VideoDataset2D
+from sampling import window_indices
+from transforms import apply_transform
 from videos.library import VideoData
 
 WORKERS = 4  # of its loaders, whatever the machine

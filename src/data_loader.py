@@ -1,16 +1,14 @@
-"""From a video file to frames, to a clip tensor, to batches.
+"""From a video file to frames, to a clip tensor, to batches: the data sets, and the loaders over them.
 
-Frames are RGB uint8 until the last moment. Which frames are wanted is decided by pure functions of
-(frames in the file, frames wanted, position); random augmentation is drawn once per clip, never once per frame.
+Frames are RGB uint8 until the last moment. `sampling` says which frames are wanted, `transforms` how they are seen.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -18,109 +16,18 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.transforms import v2
 
-from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Recipe
 from machine import cores
-from videos.decoding import DEFAULT_RATE, VideoInfo, read_frames
+from sampling import FrameSampler, stretched
+from transforms import apply_transform, channels_first
+from videos.decoding import read_frames
 from videos.folder import scan_clips
 from videos.split_files import read_part
 from videos.splits import clip_file
 
-DIFFERENCE_GAIN = 2.0  # of differences of values in [0, 1], which are small
-MODALITIES = ("rgb", "diff", "rgb+diff")
 ROOM = 32  # of a batch's size that must be free in shared memory, if it is to go through it
-# ---------------------------------------------------------------- sampling: pure functions
-#
-# `n` of a clip's `total` frames, as (n,) int64 indices, ascending, each within [0, total). `position` is where they
-# lie, 0 (start) to 1 (end); 0.5 is the centre. A clip that is too short is stretched by repeating indices.
-
-def window_indices(total: int, n: int, position: float = 0.5) -> np.ndarray:
-    """Dense sampling: contiguous frames."""
-    if total < n:
-        return _stretched(total, n)
-    start = max(int(np.ceil(position * (total - n + 1))) - 1, 0)
-    return start + np.arange(n, dtype=np.int64)
-
-
-def segment_indices(total: int, n: int, position: float | np.ndarray = 0.5) -> np.ndarray:
-    """Uniform-segment sampling (TSN, Wang et al. 2016): one frame from each of `n` equal segments.
-
-    `position` is where in its segment each frame lies: one number, or one per segment.
-    """
-    _check_counts(total, n)
-    first = np.arange(n)
-    offsets = np.floor((first + np.asarray(position, dtype=float)) * total / n)
-    return np.minimum(offsets, np.ceil((first + 1) * total / n) - 1).astype(np.int64)  # its segment's last at most
-
-
-def time_indices(total: int, fps: float, n: int, rate: float, position: float = 0.5) -> np.ndarray:
-    """Frames at `rate` per second, whatever the file's own `fps`; where that is unknown (0), contiguous frames."""
-    step = (fps if fps > 0 else rate) / rate
-    span = (n - 1) * step
-    if total - 1 < span:
-        return _stretched(total, n)
-    start = position * (total - 1 - span)
-    return np.minimum(np.floor(start + step * np.arange(n) + 0.5), total - 1).astype(np.int64)
-
-
-def _stretched(total: int, n: int) -> np.ndarray:
-    _check_counts(total, n)
-    return np.linspace(0, total - 1, n).round().astype(np.int64)
-
-
-def _check_counts(total: int, n: int) -> None:
-    if total < 1 or n < 1:
-        raise ValueError(f"sampling needs at least one frame of a clip with at least one: {n} of {total}")
-
-
-class FrameSampler:
-    """Frame indices as a recipe wants them (see `config.Recipe`): `stills` frames where the modality has RGB, then,
-    where it has differences, `num_frames` frames and as many that follow them `gap` seconds later.
-
-    `frame_rate` is in frames per second. Stills that are fewer than `num_frames` lie over the same time.
-    """
-
-    def __init__(self, num_frames: int, sampling: str = "window", frame_rate: float | None = None,
-                 modality: str = "rgb", stills: int | None = None, gap: float = 1 / 15):
-        if sampling not in ("window", "segments", "time"):
-            raise ValueError(f"unknown sampling {sampling!r}: window, segments or time")
-        if sampling == "time" and not frame_rate:
-            raise ValueError("sampling by time needs frame_rate, in frames per second")
-        if modality not in MODALITIES:
-            raise ValueError(f"unknown modality {modality!r}: {', '.join(MODALITIES)}")
-        self.num_frames, self.sampling, self.frame_rate, self.gap = num_frames, sampling, frame_rate, gap
-        self.pairs = num_frames if "diff" in modality else 0
-        self.stills = min(stills or num_frames, num_frames) if "rgb" in modality else 0
-
-    def __call__(self, info: VideoInfo, position: float | np.ndarray = 0.5) -> np.ndarray:
-        """(stills + 2 pairs,) int64 indices into a clip; the same position gives the same indices."""
-        chosen = [self._indices(info, self.stills, position)] if self.stills else []
-        if self.pairs:
-            later = min(max(round(self.gap * (info.fps or DEFAULT_RATE)), 1), info.frames - 1)
-            first = self._indices(info._replace(frames=info.frames - later), self.pairs, position)
-            chosen += [first, first + later]
-        return np.concatenate(chosen)
-
-    def _indices(self, info: VideoInfo, n: int, position: float | np.ndarray) -> np.ndarray:
-        if self.sampling == "segments":
-            return segment_indices(info.frames, n, np.broadcast_to(position, self.num_frames)[:n])
-        position = float(np.mean(position))
-        if self.sampling == "window":
-            return window_indices(info.frames, n, position)
-        return time_indices(info.frames, info.fps, n, self.frame_rate * n / self.num_frames, position)
-
-    def __repr__(self) -> str:
-        shown = f"FrameSampler({self.num_frames}, {self.sampling!r}, {self.frame_rate}"
-        return f"{shown}, stills={self.stills}, pairs={self.pairs}, gap={self.gap:.4g})" if self.pairs else f"{shown})"
-
-    def random_position(self) -> np.ndarray:
-        """Drawn from torch's generator: one position per segment for `segments`, else one per clip."""
-        return torch.rand(self.num_frames if self.sampling == "segments" else 1, dtype=torch.float64).numpy()
 
 
 # ---------------------------------------------------------------- the seed's frames
@@ -130,152 +37,9 @@ def extract_frames(path: str | Path, max_frames: int = 30, size: tuple[int, int]
 
     `size` is (width, height) in pixels; the frames are (T, height, width, 3) float32 RGB in [0, 1].
     """
-    frames, _ = read_frames(path, lambda info: _stretched(info.frames, min(max_frames, info.frames)))
+    frames, _ = read_frames(path, lambda info: stretched(info.frames, min(max_frames, info.frames)))
     smooth = [cv2.GaussianBlur(cv2.resize(f, size, interpolation=cv2.INTER_AREA), (5, 5), 0) for f in frames]
     return np.stack(smooth).astype(np.float32) / 255.0
-
-
-# ---------------------------------------------------------------- transforms
-
-class ClipTransform:
-    """Torchvision v2 transforms applied to a clip as a whole, so that random parameters are drawn once per clip.
-
-    `steps` work on (F, C, H, W) uint8; `mean` and `std` are per channel, for values in [0, 1]. The first `stills`
-    frames stay RGB; what follows them are the first frames of pairs, then the second ones (see `FrameSampler`), of
-    which the difference remains. None takes all frames as they are.
-    """
-
-    def __init__(self, steps: Sequence, mean: Sequence[float], std: Sequence[float], stills: int | None = None):
-        self.steps, self.mean, self.std = v2.Compose(list(steps)), torch.tensor(mean), torch.tensor(std)
-        self.stills = stills
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(F, C, H, W) uint8 to (T, C, H, W) float32 on the same device; T is F, less the second frames of pairs."""
-        values = pixels.float().div_(255.0)
-        if self.stills is not None:
-            first, second = values[self.stills:].chunk(2)
-            values = torch.cat([values[:self.stills], 0.5 + DIFFERENCE_GAIN * (second - first)])
-        return v2.functional.normalize(values, self.mean, self.std, inplace=True)
-
-    def __call__(self, clip: torch.Tensor) -> torch.Tensor:
-        """(F, C, H, W) uint8 to (T, C, H', W') float32."""
-        return self.normalize(self.steps(clip))
-
-    def __str__(self) -> str:
-        steps = [step.step if isinstance(step, FrameByFrame) else step for step in self.steps.transforms]
-        lines = [str(line) for step in steps for line in (step if isinstance(step, nn.Sequential) else [step])]
-        mean, std = ([round(value, 5) for value in values.tolist()] for values in (self.mean, self.std))
-        if self.stills is not None:
-            kept = f"{self.stills} RGB frames, then " if self.stills else ""
-            lines.append(f"{kept}differences of pairs: 0.5 + {DIFFERENCE_GAIN:g} (second - first)")
-        return "\n    ".join(["ClipTransform(", *lines, f"Normalize(mean={mean}, std={std})"]) + "\n)"
-
-    def __repr__(self) -> str:
-        differences = "" if self.stills is None else f", stills={self.stills}, gain={DIFFERENCE_GAIN:g}"
-        return f"ClipTransform({self.steps}, {self.mean.tolist()}, {self.std.tolist()}{differences})"
-
-
-class FrameByFrame(v2.Transform):
-    """A transform drawn once per clip but run a frame at a time: the same values sooner and in less memory, since what
-    lies between its steps stays in the processor's cache.
-
-    `step` is a single v2 transform, or a module that draws nothing.
-    """
-
-    def __init__(self, step: nn.Module):
-        super().__init__()
-        self.step = step
-
-    def make_params(self, flat_inputs: list) -> dict:
-        return self.step.make_params(flat_inputs) if isinstance(self.step, v2.Transform) else {}
-
-    def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
-        step = partial(self.step.transform, params=params) if params else self.step
-        return torch.cat([step(frame.contiguous()) for frame in inpt.split(1)])
-
-
-def _resize_settings(prep: Preprocessing) -> dict:
-    return {"interpolation": v2.InterpolationMode(prep.interpolation), "antialias": prep.antialias}
-
-
-def eval_transform(prep: Preprocessing, stills: int | None = None) -> ClipTransform:
-    """Resize and centre crop, equal to the last bit to the weights' own evaluation preset; `stills` as `ClipTransform`.
-
-    The presets resize with torchvision's first transforms, which round uint8 otherwise than v2's. The whole frame, of
-    which no preset knows, is squeezed by v2's, in a tenth of the time.
-    """
-    size = list(prep.resize) if isinstance(prep.resize, tuple) else prep.resize
-    preset = nn.Sequential(transforms.Resize(size, **_resize_settings(prep)), transforms.CenterCrop(prep.crop))
-    return ClipTransform([_squeeze(prep) or FrameByFrame(preset)], prep.mean, prep.std, stills)
-
-
-def train_transform(prep: Preprocessing, stills: int | None = None) -> ClipTransform:
-    """Random resized crop, flip and colour, each drawn once per clip; `stills` as `ClipTransform`.
-
-    Where the whole frame is squeezed into the square nothing is cropped; differences alone keep their colours.
-    """
-    fit = _squeeze(prep) or v2.RandomResizedCrop(prep.crop, scale=(0.5, 1.0), **_resize_settings(prep))
-    colour = FrameByFrame(v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3))
-    steps = [fit, v2.RandomHorizontalFlip(), *([] if stills == 0 else [colour])]
-    return ClipTransform(steps, prep.mean, prep.std, stills)
-
-
-def _squeeze(prep: Preprocessing) -> v2.Resize | None:
-    """Fits the whole frame into the square; None where the preset crops."""
-    return v2.Resize(prep.resize, **_resize_settings(prep)) if prep.resize == (prep.crop, prep.crop) else None
-
-
-def seed_transform(train: bool) -> transforms.Compose:
-    """The seed's transforms: one frame in, so that each frame gets its own random crop. Kept for comparison."""
-    if train:
-        steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(),
-                 transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3), transforms.RandomRotation(10)]
-    else:
-        steps = [transforms.Resize(256), transforms.CenterCrop(224)]
-    return transforms.Compose([transforms.ToPILImage(), *steps, transforms.ToTensor(),
-                               transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
-
-
-def recipe_transform(recipe: Recipe, prep: Preprocessing, train: bool) -> Callable:
-    """The transform that a recipe and its weights ask for."""
-    if recipe.augmentation == "frame":
-        return seed_transform(train)
-    stills = recipe.stills_shown() if "diff" in recipe.modality else None
-    return train_transform(prep, stills) if train else eval_transform(prep, stills)
-
-
-def denormalize(clip: torch.Tensor, prep: Preprocessing) -> np.ndarray:
-    """(..., C, H, W) normalised values as pictures again: (..., H, W, C) uint8."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (prep.mean, prep.std))
-    return (255 * (clip.cpu() * std + mean)).round().clamp(0, 255).byte().movedim(-3, -1).numpy()
-
-
-def apply_transform(frames: np.ndarray, transform: Callable | None) -> torch.Tensor:
-    """(T, H, W, C) uint8 frames through a transform, to (T, C, H', W').
-
-    A `ClipTransform` sees the whole clip. Any other callable sees one (H, W, C) uint8 array at a time, as the
-    seed's do. Without a transform the pixels come back as they are, uint8.
-    """
-    if transform is None:
-        return _channels_first(frames).contiguous()
-    if isinstance(transform, ClipTransform):
-        return transform(_channels_first(frames))
-    return torch.stack([transform(frame) for frame in frames])
-
-
-def framed(frames: np.ndarray, transform: Callable | None) -> torch.Tensor:
-    """(F, H, W, C) uint8 frames as the transform fits them into its square, (F, C, H', W'), for `normalized`."""
-    return (transform.steps(_channels_first(frames)) if isinstance(transform, ClipTransform)
-            else apply_transform(frames, transform))
-
-
-def normalized(pictures: torch.Tensor, transform: Callable | None) -> torch.Tensor:
-    """What `apply_transform` makes of `framed` pictures; a transform of single frames has nothing left to do."""
-    return transform.normalize(pictures) if isinstance(transform, ClipTransform) else pictures
-
-
-def _channels_first(frames: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)  # (T, C, H, W), channels last in memory: cropped sooner
 
 
 # ---------------------------------------------------------------- data sets
@@ -383,7 +147,7 @@ class ClipViews(Dataset):
     def _transformed(self, frames: np.ndarray) -> torch.Tensor:
         data = self.dataset
         if self.pixels:
-            return data.transform.steps(_channels_first(frames))
+            return data.transform.steps(channels_first(frames))
         return data.layout(apply_transform(frames, data.transform))
 
 

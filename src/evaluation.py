@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import folds
 from config import Recipe, get_recipe
-from data_loader import apply_transform
 from experiment import Experiment, plan, predict, prediction_table, untrained, view_probabilities
 from files import file_hash, save_array, update_json
 from machine import computes_bfloat16, memory_mb
 from metrics import classification_metrics, negative_log_likelihood
 from models import ARCHITECTURE, weights_file
+from transforms import apply_transform
 from utils import Training, fit
 from videos.decoding import read_frames
 from videos.library import VideoData

@@ -16,12 +16,14 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, TITLES, Recipe, get_recipe
-from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, recipe_transform
-from features import Activations, Deployed, FrozenTrunk, trunk_activations
+from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader
+from deployed import Deployed, FrozenTrunk
+from features import Activations, trunk_activations
 from files import ResultFiles, atomic_path, differences, file_hash, keep_previous, read_json, save_array, write_json
 from machine import accelerator, environment, memory_mb
 from modality import modality_scores
 from models import ARCHITECTURE, VideoModel, WeightsError, build_model, choose_backbone, choose_source, weights_file
+from transforms import recipe_transform
 from utils import (
     HISTORY,
     EarlyStopping,
@@ -187,7 +189,8 @@ class Experiment:
     def deployed(self) -> Deployed:
         """The model as it is tested, and as one would run it."""
         precision = self.recipe.precision if self.keeps_activations else "float32"
-        return Deployed(FrozenTrunk(self.model, self.dataset("test"), self.device, precision), self.model.head)
+        transform = self.dataset("test").transform
+        return Deployed(FrozenTrunk(self.model, transform, self.device, precision), self.model.head)
 
     # training
 

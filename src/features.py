@@ -7,31 +7,24 @@ recipes that agree on a clip share its file.
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from functools import cached_property, partial
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from config import CACHE
-from data_loader import ClipTransform, ClipViews, VideoDataset2D, make_loader
+from data_loader import ClipViews, VideoDataset2D, make_loader
+from deployed import FrozenTrunk
 from files import ArrayStore, file_hash, shown
-from machine import computes_bfloat16
-from models import VideoModel, state_hash
+from models import VideoModel
+from transforms import ClipTransform
 
 IN_MEMORY = 1e9  # bytes of kept activations that a loader of many epochs holds; the rest is read when it is needed
-FRAMES_AT_ONCE = 5  # whose maps fit the processor's cache: 20 at once take three times as long
 
 
 class Activations(Dataset):
@@ -97,7 +90,7 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
     """
     if not isinstance(dataset.transform, ClipTransform):
         raise TypeError("kept activations need a ClipTransform: a transform of single frames has no fixed views")
-    store, frozen = ArrayStore(cache), FrozenTrunk(model, dataset, device, precision)
+    store, frozen = ArrayStore(cache), FrozenTrunk(model, dataset.transform, device, precision)
     kept = [store.path(frozen.folder, key) for key in _keys(dataset, views, seed, frozen.precision)]
     store.in_use = set(kept)
     missing = [i for i, path in enumerate(kept) if not store.has(path)]
@@ -121,101 +114,3 @@ def _keys(dataset: VideoDataset2D, views: int, seed: int, precision: str) -> lis
                 seed if dataset.train else None, precision)
     names = dataset.data["clip_path"] if dataset.train else [""] * len(dataset)  # random views depend on the name
     return [(settings, name, file_hash(dataset.file(i))) for i, name in enumerate(names)]
-
-
-# ---------------------------------------------------------------- the trunk as it is run
-
-class FrozenTrunk:
-    """A trunk in evaluation mode, its BatchNorm folded into the convolutions before it.
-
-    Args:
-        model: gives the trunk, which is copied when it is first run.
-        dataset: gives normalisation and layout.
-        device: where it runs.
-        precision: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has its arithmetic (a rule, so that the
-            same machine gives the same bits), else float32. The attribute is what was chosen.
-    """
-
-    def __init__(self, model: VideoModel, dataset: VideoDataset2D, device: str | torch.device, precision: str = "auto"):
-        if precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"unknown precision {precision!r}: auto, float32, bfloat16")
-        if precision == "auto":
-            precision = "bfloat16" if computes_bfloat16(device) else "float32"
-        self.model, self.dataset, self.device, self.precision = model, dataset, device, precision
-        form = hashlib.sha256(repr(model.trunk).encode()).hexdigest()  # what has no parameters, such as pooling
-        self.folder = f"activations/{model.backbone}-{state_hash(model.trunk)[:16]}-{form[:8]}"  # below the cache
-
-    @cached_property
-    def trunk(self) -> nn.Module:
-        """The trunk as it is run; where all that is asked for is kept, it is not made."""
-        return fold_batchnorm(self.model.trunk)
-
-    def join(self, clip: torch.Tensor) -> torch.Tensor:
-        """`run` on a clip of all the model's streams."""
-        return self.model.joined(self.run, clip)
-
-    @property
-    def by_frames(self) -> bool:
-        """Whether frames are shared out to threads, few at a time: on a CPU, where each is seen by itself."""
-        return self.model.frame_wise and torch.device(self.device).type == "cpu"
-
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """(V, F, C, H, W) uint8 views to (V, T, ...) float16 activations; where they are not shared out, a view at a
-        time, which bounds the memory."""
-        views = [self.dataset.layout(self.dataset.transform.normalize(view.to(self.device, non_blocking=True)))[None]
-                 for view in pixels]
-        batches = [torch.cat(views)] if self.by_frames else views
-        return torch.cat([self.run(batch).half().cpu() for batch in batches]).numpy()
-
-    def run(self, clip: torch.Tensor) -> torch.Tensor:
-        """(B, T, C, H, W) or (B, C, T, H, W) normalised to (B, ...) activations."""
-        trunk = self.trunk  # made before threads ask for it
-        if not self.by_frames:
-            return self._run(trunk, clip)
-        time, b = self.model.time, len(clip)
-        frames = clip.movedim(time, 1).flatten(0, 1)[None]  # (1, B*T, C, H, W)
-        parts = [part.movedim(1, time) for part in frames.split(FRAMES_AT_ONCE, dim=1)]
-        return torch.cat(in_threads(partial(self._run, trunk), parts), dim=1)[0].unflatten(0, (b, -1))
-
-    @torch.inference_mode()
-    def _run(self, trunk: nn.Module, clip: torch.Tensor) -> torch.Tensor:
-        half = self.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16) if half else nullcontext():
-            return trunk(clip)
-
-
-def in_threads(function: Callable, parts: Sequence) -> list:
-    """`function` of each part, in as many threads as torch has, with one thread of torch's own in each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(function, parts))
-    finally:
-        torch.set_num_threads(threads)
-
-
-class Deployed:
-    """A trained model as it is tested: its trunk as its activations are computed, its head in float32."""
-
-    def __init__(self, frozen: FrozenTrunk, head: nn.Module):
-        self.frozen, self.head = frozen, fold_batchnorm(head)
-
-    @torch.inference_mode()
-    def __call__(self, clip: torch.Tensor) -> torch.Tensor:
-        """(B, T, C, H, W) or (B, C, T, H, W) normalised to (B, num_classes) logits."""
-        return self.head(self.frozen.join(clip).float())
-
-
-def fold_batchnorm(trunk: nn.Module) -> nn.Module:
-    """A copy in evaluation mode in which a BatchNorm that follows a convolution, in the order in which they were
-    registered, is part of it; the same function within rounding."""
-    folded = copy.deepcopy(trunk).eval()
-    for module in list(folded.modules()):
-        before = None
-        for name, child in list(module.named_children()):
-            if before and isinstance(child, (nn.BatchNorm2d, nn.BatchNorm3d)):
-                setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
-                setattr(module, name, nn.Identity())
-            before = (name, child) if isinstance(child, (nn.Conv2d, nn.Conv3d)) else None
-    return folded

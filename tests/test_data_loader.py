@@ -7,27 +7,21 @@ from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet
 from torchvision.models.video import R3D_18_Weights
 from torchvision.transforms import v2
 
+from augmentation import FrameByFrame, seed_transform
 from config import Preprocessing
 from conftest import frame_numbers, numbered_frames, write_csv, write_video
 from data_loader import (
     ClipViews,
-    FrameByFrame,
-    FrameSampler,
     VideoDataset2D,
     VideoDataset3D,
-    apply_transform,
-    eval_transform,
     extract_frames,
     load_dataset,
     make_loader,
     read_clip_table,
-    seed_transform,
-    segment_indices,
-    time_indices,
-    train_transform,
-    window_indices,
 )
 from models import preprocessing_of
+from sampling import FrameSampler, segment_indices, time_indices, window_indices
+from transforms import apply_transform, eval_transform, train_transform
 from videos.decoding import VideoError, VideoInfo, read_frames
 
 counts = st.integers(1, 400)

@@ -18,7 +18,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from conftest import REAL_CLIPS
-from data_loader import FrameSampler
+from sampling import FrameSampler
 from synthetic import (
     COLOURS,
     SIZE,

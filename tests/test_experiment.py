@@ -7,15 +7,18 @@ import pytest
 import torch
 
 import data_loader
+import deployed
 import evaluation
 import features
+import transforms
 import utils
 from config import RESULTS, get_recipe
-from data_loader import VideoDataset3D, eval_transform
+from data_loader import VideoDataset3D
 from experiment import load_or_train, predict, prepare
 from features import trunk_activations
 from files import differences, read_json
 from models import build_model, recipe_preprocessing
+from transforms import eval_transform
 from videos.library import locate, open_data
 
 TINY = {"precision": "float32", "modality": "rgb", "stills": None, "num_frames": 4, "size": 64, "train_views": 2,
@@ -111,7 +114,7 @@ def test_the_page_trains_the_very_model(data, tmp_path, cache, capsys):
         utils.seed_everything(0)
         experiment.adopt(build_model(recipe, len(data.classes), experiment.initial_weights, backbone))
         trained, criterion = experiment.trained_part(), experiment.criterion()
-        train_tfms = data_loader.recipe_transform(recipe, recipe_preprocessing(recipe, backbone), train=True)
+        train_tfms = transforms.recipe_transform(recipe, recipe_preprocessing(recipe, backbone), train=True)
         train_ds = VideoDataset3D(data.splits["train"], data.root, data.class_map, transform=train_tfms, train=True,
                                   **recipe.frames())
         val_ds = experiment.dataset("val")
@@ -193,8 +196,8 @@ def test_activations_are_computed_once_and_follow_the_clip(data, tmp_path, monke
                            transform=eval_transform(model.preprocessing))
     first = trunk_activations(model, clips, 1, "cpu", cache=tmp_path)
     first[0].unlink()
-    runs, real = [], features.FrozenTrunk.__call__
-    monkeypatch.setattr(features.FrozenTrunk, "__call__", lambda *a: runs.append(1) or real(*a))
+    runs, real = [], deployed.FrozenTrunk.__call__
+    monkeypatch.setattr(deployed.FrozenTrunk, "__call__", lambda *a: runs.append(1) or real(*a))
     again = trunk_activations(model, clips, 1, "cpu", cache=tmp_path)
     assert len(runs) == 1 and again == first
     clips.sampler.num_frames = 5

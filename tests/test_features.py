@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-import features
-from features import FrozenTrunk, fold_batchnorm
+import deployed
+from deployed import FrozenTrunk, fold_batchnorm
 from models import FrameModel, InflatedEfficientNet, ResNet3D
 
 
@@ -36,7 +36,7 @@ def test_folded_batchnorm_is_the_same_function(model, shape):
     (True, "auto", "bfloat16"), (False, "auto", "float32"),
     (True, "float32", "float32"), (False, "bfloat16", "bfloat16")])
 def test_precision_follows_the_hardware_unless_it_is_named(monkeypatch, able, asked, taken):
-    monkeypatch.setattr(features, "computes_bfloat16", lambda device: able)
+    monkeypatch.setattr(deployed, "computes_bfloat16", lambda device: able)
     model = FrameModel(3, "efficientnet_lite0", weights=None, trained="head")
     assert FrozenTrunk(model, None, "cpu", asked).precision == taken
     with pytest.raises(ValueError, match="float16"):
@@ -70,5 +70,5 @@ def test_frames_shared_out_to_threads_give_what_the_trunk_gives(model, shape):
 def test_what_a_thread_raises_is_raised_and_torchs_threads_are_as_before():
     before = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError):
-        features.in_threads(lambda part: 1 / part, [1, 0])
+        deployed.in_threads(lambda part: 1 / part, [1, 0])
     assert torch.get_num_threads() == before

@@ -20,10 +20,10 @@ import comparison
 import plots
 from config import Preprocessing, get_recipe
 from conftest import REAL_CLIPS, moving_square, write_video
-from data_loader import segment_indices
 from experiment import Experiment
 from files import ResultFiles, read_json, write_json
 from models import Frames, PerFrame, VideoModel, build_model
+from sampling import segment_indices
 from studies import filmstrips, interpretation
 from studies.interpretation import (
     VARIANTS,

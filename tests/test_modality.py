@@ -14,16 +14,7 @@ from torch import nn
 import experiment
 from config import KINDS, RGB_WEIGHT, get_recipe
 from conftest import numbered_frames, write_csv, write_video
-from data_loader import (
-    DIFFERENCE_GAIN,
-    ClipViews,
-    FrameSampler,
-    VideoDataset2D,
-    denormalize,
-    eval_transform,
-    recipe_transform,
-    train_transform,
-)
+from data_loader import ClipViews, VideoDataset2D
 from experiment import untrained
 from modality import modality_scores
 from models import (
@@ -35,6 +26,8 @@ from models import (
     preprocessing_of,
     recipe_preprocessing,
 )
+from sampling import FrameSampler
+from transforms import DIFFERENCE_GAIN, denormalize, eval_transform, recipe_transform, train_transform
 from videos.decoding import VideoInfo
 from videos.library import open_data
 

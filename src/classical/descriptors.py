@@ -23,9 +23,9 @@ from sklearn.decomposition import PCA
 from tqdm import tqdm
 
 from config import CACHE
-from data_loader import segment_indices
 from files import ArrayStore, file_hash
 from machine import cores, opencv_without_threads
+from sampling import segment_indices
 from videos.decoding import DEFAULT_RATE, VideoInfo, read_timed_frames
 from videos.splits import clip_file
 

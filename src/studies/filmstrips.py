@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from classical.descriptors import optical_flow, read_pairs, small_frames
-from data_loader import segment_indices, time_indices
 from plots import clip_strips, drawn, flow_colours
+from sampling import segment_indices, time_indices
 from videos.decoding import read_frames, read_timed_frames
 from videos.splits import clip_file
 

@@ -29,12 +29,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import plots
-from data_loader import VideoDataset2D, apply_transform, denormalize, framed, make_loader, normalized, segment_indices
+from data_loader import VideoDataset2D, make_loader
 from experiment import Experiment
 from files import ArrayStore, file_hash, read_json, write_json
 from metrics import confidence, interval_table, uncertain
 from models import TemporalConv
+from sampling import segment_indices
 from studies.filmstrips import animation, verdict
+from transforms import apply_transform, denormalize, framed, normalized
 from videos.decoding import VideoInfo, read_frames, read_timed_frames
 from videos.splits import clip_file
 

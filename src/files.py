@@ -14,12 +14,15 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import psutil
 
 from config import CACHE, ROOT, asked_number
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABANDONED = 3600  # seconds after which a temporary file is taken for that of a killed process
 TRIM_EVERY = 64  # files written between two looks at the budget
@@ -206,6 +209,8 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """A prediction table; names stay text, also where they look like numbers."""
+    import pandas as pd  # takes longer than all else here
+
     return pd.read_csv(path, dtype={"group": str, "label": str, "predicted": str}, keep_default_na=False)
 
 

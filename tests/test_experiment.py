@@ -19,7 +19,8 @@ from features import trunk_activations
 from files import differences, read_json
 from models import build_model, recipe_preprocessing
 from transforms import eval_transform
-from videos.library import locate, open_data
+from videos.library import open_data
+from videos.places import locate
 
 TINY = {"precision": "float32", "modality": "rgb", "stills": None, "num_frames": 4, "size": 64, "train_views": 2,
         "epochs": 3, "test_clips": 2, "batch_size": 6}

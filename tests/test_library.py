@@ -19,7 +19,8 @@ from config import ROOT, name_list
 from conftest import moving_square, write_video
 from videos.findings import STRADDLING, TWO_LABELS
 from videos.folder import COLUMNS, find_clips, match_classes, scan_clips
-from videos.library import DATASETS, VideoData, locate, open_asked, open_data
+from videos.library import VideoData, open_asked, open_data
+from videos.places import DATASETS, locate
 from videos.splits import group_folds
 
 

@@ -33,7 +33,7 @@ from files import ClassicalFiles, ResultFiles, atomic_path, shown
 from machine import hardware_line
 from names import in_markdown
 from run_notebooks import NOTEBOOKS
-from videos.library import locate
+from videos.places import locate
 
 TEMPLATES = Path(__file__).with_name("templates")
 PHONE = 360  # pixels: a wider picture scrolls in a box of its own where the screen is narrow

@@ -26,7 +26,8 @@ from comparison import comparison_table, folds_table, lacking, load_results
 from config import NUMBERS, ROOT, asked_number
 from files import atomic_path, shown
 from machine import hardware_line
-from videos.library import DATASETS, VideoData, open_asked
+from videos.library import VideoData, open_asked
+from videos.places import DATASETS
 
 NOTEBOOKS = ROOT / "notebooks"
 

@@ -382,6 +382,43 @@ def read_timed_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[i
     return frames, indices / (info.fps or DEFAULT_RATE)
 
 
+def stream_frames(path: str | Path, choose: Callable[[VideoInfo], np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """The wanted frames of a file one after another, so that files of any length take the memory of a frame.
+
+    Arguments as `read_frames`, but that each wanted frame comes once, in order: its index, and (H, W, 3) uint8. Where
+    the file turns out to give other frames than its packets promise, `choose` is asked again with their count, and what
+    it wants behind the frames that were given follows.
+
+    Raises:
+        VideoError: as `read_frames`; frames may have been given by then.
+    """
+    track, given = replace(read_track(path), keys=[]), -1  # without key frames: nothing is skipped
+    for _ in range(3):
+        wanted = np.unique(np.asarray(choose(track.info), dtype=np.int64))
+        wanted = wanted[wanted > given]
+        try:
+            for index, picture in zip(wanted.tolist(), _stream(path, track, track.in_file(wanted)), strict=True):
+                yield index, picture
+                given = index
+            return
+        except _Otherwise:
+            track = replace(_recounted(path, track), keys=[])
+    raise VideoError(f"{path}: each reading of it gave another number of frames; is it being written?")
+
+
+def _stream(path: str | Path, track: Track, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """The pictures of ascending numbers, repeats allowed."""
+    if not len(numbers):
+        return
+    pictures, ahead = Pictures(), 0
+    with _opened(path) as (container, stream):
+        for number, frame in _numbered(path, container, stream, track, numbers.tolist()):
+            picture = pictures(frame) if numbers[ahead] == number else None
+            while ahead < len(numbers) and numbers[ahead] == number:
+                yield picture
+                ahead += 1
+
+
 def _read(path: str | Path, choose) -> tuple[np.ndarray, np.ndarray, VideoInfo]:
     track = read_track(path)
     for _ in range(3):

@@ -30,12 +30,15 @@ class ClipTransform:
         self.steps, self.mean, self.std = nn.Sequential(*steps), torch.tensor(mean), torch.tensor(std)
         self.stills = stills
 
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(F, C, H, W) uint8 to (T, C, H, W) float32 on the same device; T is F, less the second frames of pairs."""
-        values = pixels.float().div_(255.0)
+    def normalize(self, pixels: torch.Tensor, stills: int | None = None) -> torch.Tensor:
+        """(F, C, H, W) uint8 to (T, C, H, W) float32 on the same device; T is F, less the second frames of pairs.
+
+        `stills` frames come before the pairs, where there are pairs; None takes the clip's.
+        """
+        values, stills = pixels.float().div_(255.0), self.stills if stills is None else stills
         if self.stills is not None:
-            first, second = values[self.stills:].chunk(2)
-            values = torch.cat([values[:self.stills], 0.5 + DIFFERENCE_GAIN * (second - first)])
+            first, second = values[stills:].tensor_split(2)
+            values = torch.cat([values[:stills], 0.5 + DIFFERENCE_GAIN * (second - first)])
         mean, std = (its.to(values.device)[:, None, None] for its in (self.mean, self.std))
         return values.sub_(mean).div_(std)
 
@@ -140,9 +143,10 @@ def framed(frames: np.ndarray, transform: Callable | None) -> torch.Tensor:
             else apply_transform(frames, transform))
 
 
-def normalized(pictures: torch.Tensor, transform: Callable | None) -> torch.Tensor:
-    """What `apply_transform` makes of `framed` pictures; a transform of single frames has nothing left to do."""
-    return transform.normalize(pictures) if isinstance(transform, ClipTransform) else pictures
+def normalized(pictures: torch.Tensor, transform: Callable | None, stills: int | None = None) -> torch.Tensor:
+    """What `apply_transform` makes of `framed` pictures; a transform of single frames has nothing left to do. `stills`
+    as `ClipTransform.normalize`."""
+    return transform.normalize(pictures, stills) if isinstance(transform, ClipTransform) else pictures
 
 
 def channels_first(frames: np.ndarray) -> torch.Tensor:

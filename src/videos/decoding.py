@@ -86,7 +86,7 @@ def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.
     if not os.path.isfile(path):  # not path.is_file(): that raises an error for a name that is too long
         reason = ("is a folder" if os.path.isdir(path) else "is a link to nothing" if os.path.islink(path)
                   else "no such file")
-        raise VideoError(f"{path}: {reason}; check the clip_path column and the data set's root folder")
+        raise VideoError(f"{path}: {reason}; check the path (in a table, clip_path and the data set's root folder)")
     try:  # a colon in a relative name would look like a protocol's; titles may be in any encoding
         container = av.open(str(path.absolute()), metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:

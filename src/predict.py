@@ -1,0 +1,171 @@
+"""Says what a trained model sees in videos, as a whole and over time.
+
+    python src/predict.py VIDEO|FOLDER ... [--model 2d] [--dataset demo] [--json FILE] [--csv FILE] [--annotate FILE]
+
+Broken files are named in one line each; the others are answered all the same, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from config import VIDEO_SUFFIXES
+from files import atomic_path, shown
+
+LONG = 60.0  # seconds of video from which progress is shown
+LISTED = 12  # segments in the table on screen, at most; the files have them all
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    asked = _parser().parse_args(arguments)
+    from videos.places import locate
+
+    try:
+        files = list(dict.fromkeys(find_videos(asked.videos)))
+        if asked.annotate and len(files) != 1:
+            raise ValueError(f"--annotate draws one video, not {len(files)}")
+        _, _, results = locate(asked.dataset)
+        from deployment.prepared import load_model
+
+        model = load_model(asked.model, asked.dataset, results, asked.device)
+    except Exception as error:
+        if not _expected(error):
+            raise
+        raise SystemExit(f"error: {error}") from None
+    answers, failed = [], 0
+    for file in files:
+        found = _answered(file, model)
+        if found is None:
+            failed += 1
+            continue
+        answers.append(found)
+        print(described(found), flush=True)
+    write(answers, asked.json, asked.csv)
+    if asked.annotate and answers:
+        from deployment.annotate import annotate
+
+        annotate(answers[0], asked.annotate)
+        print(f"annotated: {shown(asked.annotate)}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Says what a trained model sees in videos.")
+    parser.add_argument("videos", nargs="+", type=Path, help="video files, or folders of them")
+    parser.add_argument("--model", default="2d", help="2d (the default), 3d, fusion, or a classical model's name")
+    parser.add_argument("--dataset", default=os.environ.get("DATASET") or "demo",
+                        help="whose trained models: demo, ucf101 or a folder (default: DATASET, or demo)")
+    parser.add_argument("--json", type=Path, help="writes all answers, windows included, into this file")
+    parser.add_argument("--csv", type=Path, help="writes a row per video, and per window of long ones")
+    parser.add_argument("--annotate", type=Path, help="writes the video with what was said drawn into it (.mp4)")
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    return parser
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error is told in one line: those that name a file and the cure."""
+    from deployment.trained import NotTrained
+
+    named = type(error).__name__ in ("WeightsError", "ModelError")  # of modules that are imported where they are needed
+    return named or isinstance(error, (OSError, ValueError, NotTrained))
+
+
+def find_videos(paths: list[Path]) -> Iterator[Path]:
+    """The files among paths, and what looks like a video in folders and below; a FileNotFoundError for an empty one."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(its for its in path.rglob("*") if its.suffix.lower() in VIDEO_SUFFIXES and its.is_file()
+                       and not its.name.startswith("."))
+        if not found:
+            raise FileNotFoundError(f"{path}: no video in this folder, by the names of its files")
+        yield from found
+
+
+def _answered(file: Path, model):
+    """The answer, or None where the file can't be read, which is told."""
+    from deployment.answer import answer
+    from videos.decoding import VideoError
+
+    progress = _Progress(file)
+    try:
+        return answer(file, model, progress)
+    except VideoError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return None
+    finally:
+        progress.close()
+
+
+class _Progress:
+    """A bar on the screen for files that take long."""
+
+    def __init__(self, file: Path):
+        self.file, self.bar = file, None
+
+    def __call__(self, done: int, frames: int) -> None:
+        if frames < LONG * 25:
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=frames, desc=self.file.name[:30], unit="frame", ncols=90, leave=False)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def described(answer) -> str:
+    """An answer as lines on the screen."""
+    order = answer.probabilities.argsort()[::-1]
+    shares = "  ".join(f"{answer.classes[i]} {answer.probabilities[i]:.2f}" for i in order[:5])
+    lines = [f"{answer.file}   {answer.seconds:.1f} s   {shares}", f"    {familiarity(answer)}"]
+    segments = answer.segments() if len(answer.starts) else []
+    lines += [f"    {its['start']:7.1f} to {its['end']:.1f} s   {its['class']} {its['probability']:.2f}"
+              for its in segments[:LISTED]]
+    if len(segments) > LISTED:
+        lines.append(f"    and {len(segments) - LISTED} more (--csv or --json has all)")
+    return "\n".join(lines)
+
+
+def familiarity(answer) -> str:
+    """In words: how far the video is from the training videos."""
+    nearest = answer.nearest[0]
+    where = f"the nearest is {nearest['clip_path'].lstrip('/')} ({nearest['label']})"
+    if answer.unfamiliarity > 1:
+        return (f"unlike the training videos ({answer.unfamiliarity:.2f} times the distance that 95 % of them keep): "
+                f"the probabilities mean little; {where}")
+    return f"like the training videos ({answer.unfamiliarity:.2f} of the distance that 95 % of them keep); {where}"
+
+
+def write(answers: list, json_file: Path | None, csv_file: Path | None) -> None:
+    """Writes the answers, whole or not at all."""
+    if json_file:
+        from files import write_json
+
+        write_json(json_file, {"answers": [answer.to_dict() for answer in answers]})
+    if csv_file:
+        import csv
+
+        with atomic_path(csv_file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            classes = answers[0].classes if answers else []
+            writer.writerow(["file", "start", "end", "predicted", "unfamiliarity", *(f"p_{name}" for name in classes)])
+            for its in answers:
+                rows = [(0.0, its.seconds, its.unfamiliarity, its.probabilities),
+                        *zip(its.starts, its.ends, its.unfamiliar, its.course, strict=True)]
+                writer.writerows([str(its.file), f"{start:.3f}", f"{end:.3f}", classes[int(p.argmax())], f"{far:.4f}",
+                                  *(f"{value:.6f}" for value in p)] for start, end, far, p in rows)
+
+
+if __name__ == "__main__":
+    main()

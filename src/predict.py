@@ -23,35 +23,26 @@ LISTED = 12  # segments in the table on screen, at most; the files have them all
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     asked = _parser().parse_args(arguments)
-    from videos.places import locate
-
     try:
         files = list(dict.fromkeys(find_videos(asked.videos)))
-        if asked.annotate and len(files) != 1:
-            raise ValueError(f"--annotate draws one video, not {len(files)}")
-        _, _, results = locate(asked.dataset)
-        from deployment.prepared import load_model
-
-        model = load_model(asked.model, asked.dataset, results, asked.device)
+        _check_annotated(asked.annotate, files)
+        model = _load(asked)
     except Exception as error:
         if not _expected(error):
             raise
         raise SystemExit(f"error: {error}") from None
-    answers, failed = [], 0
+    answers = []
     for file in files:
-        found = _answered(file, model)
-        if found is None:
-            failed += 1
-            continue
-        answers.append(found)
-        print(described(found), flush=True)
+        if found := _answered(file, model):
+            answers.append(found)
+            print(described(found), flush=True)
     write(answers, asked.json, asked.csv)
     if asked.annotate and answers:
         from deployment.annotate import annotate
 
         annotate(answers[0], asked.annotate)
         print(f"annotated: {shown(asked.annotate)}")
-    if failed:
+    if len(answers) < len(files):
         raise SystemExit(1)
 
 
@@ -64,8 +55,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="writes all answers, windows included, into this file")
     parser.add_argument("--csv", type=Path, help="writes a row per video, and per window of long ones")
     parser.add_argument("--annotate", type=Path, help="writes the video with what was said drawn into it (.mp4)")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best there is")
     return parser
+
+
+def _load(asked: argparse.Namespace):
+    from deployment.prepared import load_model
+    from videos.places import locate
+
+    _, _, results = locate(asked.dataset)
+    return load_model(asked.model, asked.dataset, results, asked.device)
+
+
+def _check_annotated(target: Path | None, files: list[Path]) -> None:
+    """A ValueError where the annotated video can't be written, before minutes are spent."""
+    from videos.encoding import check_target
+
+    if target is None:
+        return
+    if len(files) != 1:
+        raise ValueError(f"--annotate draws one video, not {len(files)}")
+    check_target(target)
+    if target.resolve() == files[0].resolve():
+        raise ValueError(f"{target}: is the video itself; name another file")
 
 
 def _expected(error: Exception) -> bool:
@@ -142,9 +154,10 @@ def familiarity(answer) -> str:
     nearest = answer.nearest[0]
     where = f"the nearest is {nearest['clip_path'].lstrip('/')} ({nearest['label']})"
     if answer.unfamiliarity > 1:
-        return (f"unlike the training videos ({answer.unfamiliarity:.2f} times the distance that 95 % of them keep): "
-                f"the probabilities mean little; {where}")
-    return f"like the training videos ({answer.unfamiliarity:.2f} of the distance that 95 % of them keep); {where}"
+        return (f"unlike the training videos ({answer.unfamiliarity:.2f} times as far from them as 95 % of their own "
+                f"kind): the probabilities mean little; {where}")
+    return (f"like the training videos ({answer.unfamiliarity:.2f} times as far from them as 95 % of their own kind); "
+            f"{where}")
 
 
 def write(answers: list, json_file: Path | None, csv_file: Path | None) -> None:

@@ -92,8 +92,7 @@ def refusal(path: Path) -> str:
     assert len(messages) == 1, messages
     message = messages.pop()
     assert message.startswith(f"{path}: ") and "\n" not in message
-    assert message.endswith("SKIP_BROKEN=1") or message.endswith("check the clip_path column and the data set's root "
-                                                                 "folder")
+    assert message.endswith("SKIP_BROKEN=1") or message.endswith("(in a table, clip_path and the data set's root folder)")
     return message
 
 

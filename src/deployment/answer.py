@@ -30,8 +30,8 @@ class Answer:
         seconds: its length.
         classes: (K,) names, in the order of probabilities.
         probabilities: (K,) of the whole video, calibrated where a temperature was fitted.
-        unfamiliarity: how far it is from the training videos: above 1, farther than nearly all of these are from each
-            other (see `reference.Reference.unfamiliarity`), so that its probabilities mean little.
+        unfamiliarity: how far it is from the training videos: above 1, farther than nearly all of these when they are
+            held out (see `reference.Reference.unfamiliarity`), so that its probabilities mean little.
         nearest: the training videos most like it (see `reference.Reference.nearest`).
         starts, ends: (W,) seconds of the windows over a long video; none over a short one.
         course: (W, K) probabilities of the windows.
@@ -57,18 +57,16 @@ class Answer:
 
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
         """Seconds at which something changes (S + 1,), and (S, K) probabilities between them: the mean of the windows
-        that cover the time."""
+        that cover the time; those of the whole where there are no windows."""
+        if not len(self.starts):
+            return np.array([0.0, self.seconds]), self.probabilities[None]
         edges = np.unique(np.concatenate([self.starts, self.ends]))
         middles = (edges[:-1] + edges[1:]) / 2
         covers = (self.starts <= middles[:, None]) & (middles[:, None] < self.ends)  # (S, W)
         return edges, covers @ self.course / covers.sum(axis=1, keepdims=True)
 
     def segments(self) -> list[dict]:
-        """Runs of time with the same most probable class: start and end in seconds, class, and its mean probability;
-        the whole video as one where it is short."""
-        if not len(self.starts):
-            return [{"start": 0.0, "end": self.seconds, "class": self.predicted,
-                     "probability": float(self.probabilities.max())}]
+        """Runs of time with the same most probable class: start and end in seconds, class, and its mean probability."""
         edges, course = self.over_time()
         best = course.argmax(axis=1)
         cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
@@ -178,6 +176,7 @@ class _Watch:
     def __init__(self, model: Model):
         self.model, self.plan, self.frames = model, None, 0
         self.pictures: list[dict[int, object]] = [{} for _ in model.judges]
+        self.known: list[dict[tuple[int, ...], object]] = [{} for _ in model.judges]
         self.judged: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in model.judges]  # windows, in batches
         self.done = 0  # windows
 
@@ -202,8 +201,8 @@ class _Watch:
         next_start = self.plan.windows[until, 0] if until < len(self.plan.windows) else self.frames
         for n, judge in enumerate(self.model.judges):
             _, over = self.plan.views[n]
-            self.judged[n].append(judge.judge(over[self.done:until], self.pictures[n], self.plan.fps))
-            judge.forget(int(next_start))
+            self.judged[n].append(judge.judge(over[self.done:until], self.pictures[n], self.plan.fps, self.known[n]))
+            self.known[n] = {key: value for key, value in self.known[n].items() if key[0] >= next_start}
             self.pictures[n] = {index: picture for index, picture in self.pictures[n].items()
                                 if index >= next_start or index in self._of_whole[n]}
         self.done = until
@@ -211,26 +210,23 @@ class _Watch:
     def conclude(self, path: Path) -> Answer:
         model, plan = self.model, self.plan
         self._judge(len(plan.windows))
-        windows, far, wholes, features = [], [], [], []
-        for n, (judge, reference) in enumerate(zip(model.judges, model.references, strict=True)):
-            probabilities, embedded = (np.concatenate(its) for its in zip(*self.judged[n], strict=True)) \
-                if self.judged[n] else (np.empty((0, len(model.classes))), None)
-            windows.append(probabilities)
-            far.append(reference.unfamiliarity(embedded) if embedded is not None else np.empty(0))
-            if plan.whole:
-                views, its = judge.judge(plan.views[n][0], self.pictures[n], plan.fps)
-                wholes.append(views.mean(axis=0))
-                features.append(its[len(its) // 2])
-            else:
-                features.append(embedded[np.argsort(far[-1])[len(embedded) // 2]])
-            judge.forget(self.frames)
-        course, unfamiliar = model.join(windows), np.mean(far, axis=0)
+        over = [tuple(map(np.concatenate, zip(*batches, strict=True))) for batches in self.judged]
+        nothing = np.empty((0, len(model.classes))), np.empty(0)
+        course, unfamiliar = self._together(over) if len(plan.windows) else nothing
         if plan.whole:
-            ratios = [reference.unfamiliarity(its[None])[0]
-                      for reference, its in zip(model.references, features, strict=True)]
-            overall, unfamiliarity = model.join(wholes), float(np.mean(ratios))
+            views = [judge.judge(whole, pictures, plan.fps, {}) for judge, (whole, _), pictures
+                     in zip(model.judges, plan.views, self.pictures, strict=True)]
+            clip = [(probabilities.mean(axis=0)[None], features[[len(features) // 2]])
+                    for probabilities, features in views]
+            (overall,), (far,), (seen,) = *self._together(clip), clip[0][1]
         else:
-            overall, unfamiliarity = course.mean(axis=0), float(np.median(unfamiliar))
+            overall, far, seen = course.mean(axis=0), np.median(unfamiliar), over[0][1][unfamiliar.argmin()]
         starts, ends = (plan.windows / plan.fps).T
-        return Answer(path, model.title, plan.seconds, model.classes, overall, unfamiliarity,
-                      model.references[0].nearest(features[0]), starts, ends, course, unfamiliar)
+        return Answer(path, model.title, plan.seconds, model.classes, overall, float(far),
+                      model.references[0].nearest(seen), starts, ends, course, unfamiliar)
+
+    def _together(self, said: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Of all judges' (W, K) probabilities and (W, D) features: (W, K) probabilities, and (W,) unfamiliarity."""
+        far = [reference.unfamiliarity(features)
+               for reference, (_, features) in zip(self.model.references, said, strict=True)]
+        return self.model.join([probabilities for probabilities, _ in said]), np.mean(far, axis=0)

@@ -32,14 +32,11 @@ class Classical:
     def prepare(self, picture: np.ndarray) -> np.ndarray:
         return cv2.resize(picture, (descriptors.WIDTH, descriptors.HEIGHT), interpolation=cv2.INTER_AREA)
 
-    def judge(self, views, pictures, fps):
+    def judge(self, views, pictures, fps, known):
         described = (descriptors.describe_pairs(np.stack([pictures[i] for i in view.tolist()]),
                                                 float(view[1] - view[0]) / fps or 1.0) for view in views)
         x = np.stack([np.hstack([its[name].ravel() for name in self.inputs], dtype=np.float32) for its in described])
         return self.pipeline.predict_proba(x), embedded(self.pipeline, x)
-
-    def forget(self, before: int) -> None:
-        """Nothing is remembered."""
 
 
 def embedded(pipeline: BaseEstimator, x: np.ndarray) -> np.ndarray:

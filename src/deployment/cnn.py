@@ -36,7 +36,7 @@ def load_network(files: ResultFiles, saved: dict) -> VideoModel:
 class Cnn:
     """A `trained.Judge` of kind `2d` or `3d`; errors as `trained.load_judge`.
 
-    Where the trunk sees frames by themselves, what it gives of one is remembered: overlapping stretches share it.
+    Where the trunk sees frames by themselves, what it gives of one is kept: overlapping stretches share it.
     """
 
     def __init__(self, name: str, results: Path, device: str | None = None):
@@ -49,8 +49,7 @@ class Cnn:
         precision = self.recipe.precision if self.recipe.cache == "activations" else "float32"
         frozen = FrozenTrunk(self.model, self.transform, self.device, precision)
         self.network = Deployed(frozen, self.model.head)
-        self.remembers = self.model.frame_wise and self.model.cut > 0
-        self._known: dict[tuple[int, ...], torch.Tensor] = {}
+        self.shares = self.model.frame_wise and self.model.cut > 0
 
     def views(self, info: VideoInfo) -> list[np.ndarray]:
         count = self.recipe.test_clips
@@ -63,8 +62,8 @@ class Cnn:
         return framed(picture[None], self.transform)[0]
 
     @torch.inference_mode()
-    def judge(self, views, pictures, fps):
-        activations = self._shared(views, pictures) if self.remembers else self._separate(views, pictures)
+    def judge(self, views, pictures, fps, known):
+        activations = self._shared(views, pictures, known) if self.shares else self._separate(views, pictures)
         logits, features = self.network.head(activations), self.model.embed(activations)
         return logits.double().softmax(dim=1).cpu().numpy(), features.float().cpu().numpy()
 
@@ -74,24 +73,20 @@ class Cnn:
         batches = (as_batch(self.model, normalized(clip, self.transform)) for clip in clips)
         return torch.cat([self.network.frozen.join(batch).float() for batch in batches])
 
-    def _shared(self, views, pictures) -> torch.Tensor:
-        """(V, T, ...) activations, of which those of a frame, or pair of frames, that is known are not computed again.
-        """
+    def _shared(self, views, pictures, known) -> torch.Tensor:
+        """(V, T, ...) activations; those of a frame, or pair of frames, that is known are not computed again."""
         shown = [self._shown(view) for view in views]
-        missing = sorted({key for keys in shown for key in keys if key not in self._known}, key=len)  # stills first
+        missing = sorted({key for keys in shown for key in keys if key not in known}, key=len)  # stills first
         if missing:
             stills = sum(len(key) == 1 for key in missing)
             order = [*(key[0] for key in missing), *(key[1] for key in missing[stills:])]
             pixels = torch.stack([pictures[i] for i in order]).to(self.device)
             clip = normalized(pixels, self.transform, stills)
-            self._known |= zip(missing, self.network.frozen.run(as_batch(self.model, clip))[0].float(), strict=True)
-        return torch.stack([torch.stack([self._known[key] for key in keys]) for keys in shown])
+            known |= zip(missing, self.network.frozen.run(as_batch(self.model, clip))[0].float(), strict=True)
+        return torch.stack([torch.stack([known[key] for key in keys]) for keys in shown])
 
     def _shown(self, view: np.ndarray) -> list[tuple[int, ...]]:
         """The frames, then the pairs of frames, that a view shows."""
         stills = self.sampler.stills
         first, second = np.split(view[stills:], 2)
         return [*zip(view[:stills].tolist()), *zip(first.tolist(), second.tolist(), strict=True)]
-
-    def forget(self, before: int) -> None:
-        self._known = {key: value for key, value in self._known.items() if key[0] >= before}

@@ -10,7 +10,7 @@ import numpy as np
 from deployment.answer import Model
 from deployment.reference import Reference, make_reference, read_reference, write_reference
 from deployment.trained import CNNS, Judge, NotTrained, load_judge, saved_model
-from files import read_json, shown, write_json
+from files import read_json, write_json
 
 FUSION = "fusion"
 FUSED = CNNS  # whose answers a fusion joins
@@ -35,7 +35,7 @@ def load_model(name: str, dataset: str, results: Path, device: str | None = None
     references = [_reference(judge, dataset) for judge in judges]
     if name == FUSION:
         return Model("fusion of " + " and ".join(judge.title for judge in judges), judges, references,
-                     _fusion_weights(judges, results))
+                     _fusion_weights(judges))
     return Model(judges[0].title, judges, references, [1 / references[0].temperature])
 
 
@@ -60,9 +60,10 @@ def _computed(judge: Judge, dataset: str) -> Reference:
     from videos.library import open_data
     from videos.splits import clip_file
 
+    results = judge.files.root
     data = open_data(dataset, os.environ.get("SPLIT") or None, name_list(os.environ.get("CLASSES", "")),
-                     asked_number("SEED"))
-    _, saved = saved_model(judge.name, judge.files.root)
+                     asked_number("SEED"), results if dataset == "ucf101" else results.parent)
+    _, saved = saved_model(judge.name, results)
     if saved["split"] != data.split["sha256"]:
         raise NotTrained(f"{data.root}: other clips, classes or another split than the {judge.title} was trained on: "
                          "train it again with make run, or set SPLIT, CLASSES and SEED as they were then")
@@ -73,8 +74,7 @@ def _computed(judge: Judge, dataset: str) -> Reference:
         view = judge.view(info, 0, info.frames)
         pictures = {index: judge.prepare(picture)
                     for index, picture in stream_frames(file, lambda _, view=view: np.unique(view))}
-        features.append(judge.judge([view], pictures, info.fps or DEFAULT_RATE)[1][0])
-        judge.forget(info.frames)
+        features.append(judge.judge([view], pictures, info.fps or DEFAULT_RATE, {})[1][0])
         seconds.append(info.frames / (info.fps or DEFAULT_RATE))
     return make_reference(judge.files.sha256, np.stack(features), table["clip_path"].tolist(), table["label"].tolist(),
                           table["group"].tolist(), np.array(seconds), _temperature(judge))
@@ -91,23 +91,18 @@ def _temperature(judge: Judge) -> float:
     return fit_temperature(read_predictions(validation))
 
 
-def _fusion_weights(judges: list[Judge], results: Path) -> list[float]:
-    """Of each judge's log-probabilities: the mean of those that the folds chose, or else fitted to the validation
-    predictions; kept beside the saved models."""
+def _fusion_weights(judges: list[Judge]) -> list[float]:
+    """Of each judge's log-probabilities, fitted to the validation predictions; kept beside the saved models."""
     path = judges[0].files.checkpoint.with_name("fusion.json")
     of, kept = [judge.files.sha256 for judge in judges], read_json(path)
     if kept.get("of") == of:
         return kept["weights"]
-    from comparison import fusion, load_results
+    if without := [judge.title for judge in judges if not judge.files.is_current(judge.files.validation)]:
+        raise NotTrained(f"no validation predictions of the {' and '.join(without)} to weigh a fusion by: run their "
+                         "notebooks with make run")
+    from files import read_predictions
     from metrics import fusion_weights
 
-    found, titles = load_results(results), [judge.title for judge in judges]
-    if all("fold_validation" in found.get(title, {}) for title in titles):
-        weights = fusion(found, titles)[1].mean().tolist()
-    elif all("validation" in found.get(title, {}) for title in titles):
-        weights = fusion_weights([found[title]["validation"] for title in titles]).tolist()
-    else:
-        raise NotTrained(f"{shown(results)}: no validation predictions to weigh {' and '.join(titles)} by; run their "
-                         "notebooks with make run")
-    write_json(path, {"of": of, "weights": weights, "models": titles})
+    weights = fusion_weights([read_predictions(judge.files.validation) for judge in judges]).tolist()
+    write_json(path, {"of": of, "weights": weights})
     return weights

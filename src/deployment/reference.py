@@ -6,14 +6,14 @@ It is computed once, from the data set, and kept beside the saved model; an answ
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 
 from files import ModelFiles, atomic_path
 
-NEIGHBOURS = 3  # whose mean distance tells how far a video is from the training videos (see benchmarks/novelty.py)
-UNUSUAL = 0.95  # share of the training videos that lie nearer to those of other groups than what is called unfamiliar
+COMPONENTS = 32  # principal ones that span what is familiar: with 16 to 64 it came out alike (benchmarks/unfamiliar.py)
+USUAL = 0.95  # share of training videos that count as familiar when they are held out
+FOLDS = 5  # by whole groups, in which they are held out
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Reference:
         of: sha256 of the saved model.
         features: (N, D) float16 of unit length: the training videos, as the classifier sees them.
         clip_paths, labels: (N,) of these videos.
-        usual: (N,) float32, ascending: each one's distance to the nearest of other groups.
+        centre, axes: (D,) float32, and (C, D) float32 orthonormal: what is familiar lies near this plane.
+        limit: distance from it below which USUAL of the training videos lie that had no part in it.
         median_seconds, longest_seconds: lengths of the training videos.
         temperature: by which the logarithms of probabilities are divided (Guo et al. 2017); 1 where none was fitted.
     """
@@ -33,15 +34,17 @@ class Reference:
     features: np.ndarray
     clip_paths: np.ndarray
     labels: np.ndarray
-    usual: np.ndarray
+    centre: np.ndarray
+    axes: np.ndarray
+    limit: float
     median_seconds: float
     longest_seconds: float
     temperature: float
 
     def unfamiliarity(self, features: np.ndarray) -> np.ndarray:
-        """How far (W, D) features are from the training videos, (W,): above 1 they are farther than UNUSUAL of these
-        are from those of other groups."""
-        return nearest_distance(unit(features), self.features) / np.quantile(self.usual, UNUSUAL)
+        """How far (W, D) features are from all that training videos are made of, (W,): above 1, farther than USUAL of
+        these are from the others."""
+        return distance(features, self.centre, self.axes) / self.limit
 
     def nearest(self, features: np.ndarray, count: int = 3) -> list[dict]:
         """The training videos most like (D,) features: clip_path, label and cosine `similarity`, the most alike first.
@@ -57,29 +60,36 @@ def unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
-def nearest_distance(features: np.ndarray, known: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
-    """(W,) mean distance, one less the cosine, of (W, D) unit features to the NEIGHBOURS nearest of (N, D) `known` ones
-    (Sun et al. 2022). `apart` is (W, N) bool: which of them count; None takes all."""
-    far = 1 - features @ known.astype(np.float32).T
-    if apart is not None:
-        far = np.where(apart, far, np.inf)
-    near = np.sort(far, axis=1)[:, :NEIGHBOURS]
-    counted = np.isfinite(near)
-    return np.where(counted, near, 0).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
+def distance(features: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """(W,) distances of (W, D) features from the plane through `centre` along `axes`: the residual of principal
+    components, as in ViM (Wang et al. 2022)."""
+    away = np.asarray(features, dtype=np.float32) - centre
+    return np.linalg.norm(away - (away @ axes.T) @ axes, axis=1)
 
 
 def make_reference(of: str, features: np.ndarray, clip_paths: list[str], labels: list[str], groups: list[str],
                    seconds: np.ndarray, temperature: float = 1.0) -> Reference:
-    """A reference, of (N, D) features and (N,) facts of the training videos."""
-    features, groups = unit(features).astype(np.float16), np.array(groups)
-    others = groups[:, None] != groups if len(set(groups)) > 1 else ~np.eye(len(groups), dtype=bool)
-    usual = nearest_distance(features.astype(np.float32), features, others)
-    return Reference(of, features, np.array(clip_paths), np.array(labels), np.sort(usual).clip(1e-6),
-                     float(np.median(seconds)), float(np.max(seconds)), temperature)
+    """A reference, of (N, D) features and (N,) facts of the training videos; two groups at least."""
+    from sklearn.model_selection import GroupKFold
+
+    features, usual = np.asarray(features, dtype=np.float32), np.empty(len(features))
+    for known, held_out in GroupKFold(min(FOLDS, len(set(groups)))).split(features, groups=groups):
+        usual[held_out] = distance(features[held_out], *_plane(features[known]))
+    return Reference(of, unit(features).astype(np.float16), np.array(clip_paths), np.array(labels), *_plane(features),
+                     max(float(np.quantile(usual, USUAL)), 1e-6), float(np.median(seconds)), float(np.max(seconds)),
+                     temperature)
 
 
-def reference_file(files: ModelFiles) -> Path:
-    """Where a model's reference is kept."""
+def _plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and axes: at most COMPONENTS, and half as many as there are videos."""
+    from sklearn.decomposition import PCA
+
+    found = PCA(min(COMPONENTS, len(features) // 2, features.shape[1]), random_state=0).fit(features)
+    return found.mean_.astype(np.float32), found.components_.astype(np.float32)
+
+
+def reference_file(files: ModelFiles):
+    """The path at which a model's reference is kept."""
     return files.checkpoint.with_name(f"reference_{files.model_name}.npz")
 
 

@@ -47,12 +47,12 @@ class Judge(Protocol):
     def prepare(self, picture: np.ndarray) -> object:
         """What is kept of a decoded frame (H, W, 3) until it is judged: less than all of it."""
 
-    def judge(self, views: Sequence[np.ndarray], pictures: dict[int, object],
-              fps: float) -> tuple[np.ndarray, np.ndarray]:
-        """(V, K) probabilities and (V, D) features of views, whose prepared frames are in `pictures`."""
+    def judge(self, views: Sequence[np.ndarray], pictures: dict[int, object], fps: float,
+              known: dict[tuple[int, ...], object]) -> tuple[np.ndarray, np.ndarray]:
+        """(V, K) probabilities and (V, D) features of views of one video, whose prepared frames are in `pictures`.
 
-    def forget(self, before: int) -> None:
-        """Lets go of what is remembered of frames before one."""
+        `known` keeps what was computed of single frames, or pairs of them, under their indices, from call to call.
+        """
 
 
 def saved_files(name: str, results: Path) -> ModelFiles:

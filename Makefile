@@ -1,29 +1,31 @@
 # Two commands do everything on a fresh machine: make run, make test. Each target is one python command (see the README).
-# Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|packaged|none  RECIPE=recommended|seed
+# Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|timm|packaged|none  RECIPE=recommended|seed
 #            SPLIT=official1|official2|official3|group|random|given  CLASSES="A 'B with blanks'"  SEED=42  NAME=of the results
 #            SKIP_BROKEN=1  ONE_FRAME=1  FOLDS=5  SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
+#            BACKBONE="a network of frames, a network of volumes, or one of each", as in BACKBONE="convnext_tiny swin3d_t"
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+READY_APP := $(VENV)/.ready-app
 
 # Names go to the commands by the environment, as they were written: a $ in them is no variable, a blank no end.
-NAMES := DATASET NAME WEIGHTS RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB FROM MODE DATA CLIPS \
-         SKIP_BROKEN ONE_FRAME
+NAMES := DATASET NAME WEIGHTS BACKBONE RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB FROM MODE DATA CLIPS \
+         SKIP_BROKEN ONE_FRAME VIDEO MODEL
 $(foreach name,$(NAMES),$(if $(filter undefined,$(origin $(name))),,$(eval override $(name) := $$(value $(name)))))
 export $(NAMES)
 # threads that wait leave the cores to others
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data data-check run tune report bench recipes curve reproduce test lint clean
+.PHONY: help install demo data data-check run tune report bench predict recipes curve reproduce app test lint clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@sed -n '2,4s/^# */  /p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '2,5s/^# */  /p' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## Create the virtual environment in .venv and install requirements.txt
 
@@ -41,6 +43,10 @@ $(READY): requirements.txt constraints.txt
 
 $(READY_DEV): $(READY) requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+$(READY_APP): $(READY) requirements-app.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-app.txt -c constraints.txt
 	@touch $@
 
 demo: $(READY)  ## Render the embedded demo clips into dataset_info/demo
@@ -63,6 +69,9 @@ tune: $(READY)  ## Search hyperparameters longer (TRIALS=200, CUTS="head stage",
 report: $(READY)  ## Render the executed notebooks, model cards and an index page into results/<data set>/report
 	$(PY) tools/report.py
 
+predict: $(READY)  ## What a trained model sees in videos (VIDEO="a.mp4 'b c.mp4'", MODEL=2d|3d|fusion|..., DATASET=...)
+	@$(PY) src/predict.py $(ARGS)
+
 bench: $(READY_DEV)  ## Measure the study against the seed's pipeline (CLIPS=folder, REPEATS=3)
 	$(PY) benchmarks/bench.py $(if $(CLIPS),--clips "$$CLIPS") --repeats $(or $(REPEATS),3)
 
@@ -74,6 +83,9 @@ curve: $(READY_DEV)  ## Accuracy against the number of training groups (DATASET=
 
 reproduce: $(READY)  ## Fetch UCF-101's three classes and compare the seed's recipe with ours under two splits
 	$(PY) tools/reproduce.py $(ARGS)
+
+app: $(READY_APP)  ## Serve a web page: drop a video, read what the trained models say (DATASET=..., ARGS="--port 8000")
+	$(PY) src/app.py $(ARGS)
 
 test: $(READY_DEV) lint  ## Run the lint and the test suite
 	$(PY) -m pytest

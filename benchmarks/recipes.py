@@ -25,7 +25,7 @@ import pandas as pd
 
 from classical import classifiers
 from comparison import FUSIONS, fold_predictions, fusion_title
-from config import CACHE, DEPTHS, RESULTS, ROOT, TITLES, Recipe, get_recipe, name_list
+from config import CACHE, NETWORKS, RESULTS, ROOT, Recipe, get_recipe, name_list, title_of
 from evaluation import count_flops, cross_validate, measure_latency
 from experiment import Experiment, plan
 from files import atomic_path, file_hash, read_json, read_predictions, shown, update_json
@@ -88,7 +88,7 @@ def variants(kind: str, backbone: str) -> dict[str, Recipe]:
     """Name to recipe of a kind's variants, without depths that only the packaged network has."""
     return {name: get_recipe("recommended", kind, **changes).resolved(backbone)
             for name, changes in VARIANTS[kind].items()
-            if backbone in DEPTHS or changes.get("depth", "full") == "full"}
+            if NETWORKS[backbone].source == "packaged" or changes.get("depth", "full") == "full"}
 
 
 def clips_hash(data: VideoData) -> str:
@@ -281,7 +281,7 @@ def _section(rows: Sequence[dict], kind: str, backbone: str, weights: str) -> st
                       *(_spread([row["scores"][part]["accuracy"] for row in its
                                  if row["data"] == data and part in row["scores"]]) for data, part in columns),
                       f"{np.median(costs[0]):.1f}", f"{np.median(costs[1]):.2f}"])
-    return (f"## {kind.upper()}-CNN: {TITLES[backbone]}, weights {weights}\n\n"
+    return (f"## {kind.upper()}-CNN: {title_of(backbone)}, weights {weights}\n\n"
             + _table(["changed", *columns.values(), "GFLOP per video", "s per view"], lines))
 
 

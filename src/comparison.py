@@ -9,7 +9,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 import metrics
-from config import DEFAULT_BACKBONE, TITLES
+from config import DEFAULT_BACKBONE, title_of
 from files import ClassicalFiles, ModelFiles, ResultFiles, read_json, read_predictions
 from folds import fold_table
 from machine import hardware_line
@@ -62,7 +62,7 @@ def load_results(root: Path, split: str | None = None) -> dict[str, dict]:
         stats = read_json(files.stats)
         if not files.predictions.is_file() or "accuracy" not in stats:
             continue
-        stats |= {"network": TITLES[stats["backbone"]], "predictions": read_predictions(files.predictions)}
+        stats |= {"network": title_of(stats["backbone"]), "predictions": read_predictions(files.predictions)}
         if files.is_current(files.validation):
             stats["validation"] = read_predictions(files.validation)
         results[f"{kind.upper()}-CNN"] = stats | _folds(files, stats)

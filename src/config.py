@@ -1,4 +1,4 @@
-"""Paths from one root, and the named recipes. Importing this module changes nothing."""
+"""Paths from one root, the networks by name, and the named recipes. Importing this module changes nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,21 +79,122 @@ class Preprocessing:
     antialias: bool = True
 
 
-# Networks: name to the kind of model that it is the backbone of, and to its name as it is written.
-KINDS = {"resnet18": "2d", "resnet50": "2d", "efficientnet_b0": "2d", "efficientnet_lite0": "2d",
-         "resnet3d": "3d", "efficientnet_lite0_3d": "3d"}
-TITLES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "efficientnet_b0": "EfficientNet-B0", "resnet3d": "R3D-18",
-          "efficientnet_lite0": "EfficientNet-Lite0", "efficientnet_lite0_3d": "inflated EfficientNet-Lite0"}
+# ---------------------------------------------------------------- networks
+
+@dataclass(frozen=True)
+class Network:
+    """All that the project knows of a network. Code is a callable, or its name as "module:function", so that the table
+    of networks imports nothing.
+
+    Attributes:
+        name: as BACKBONE has it: letters, digits and underscores.
+        kind: of the model that it is the backbone of, `2d` or `3d`.
+        title: its name as it is written.
+        build: gives the network, with random weights. Where it has no `pieces`, it maps frames (N, 3, H, W) to maps
+            (N, F, h, w), or volumes (B, 3, T, H, W) to (B, F, t, h, w).
+        pieces: gives of such a network its `networks.Pieces`; None takes it as one stage.
+        source: of its pretrained weights, as WEIGHTS names it: `torchvision`, `timm`, `packaged`, `own` or `none`.
+        weights: their name there; of `own` ones, the file of a state dict.
+        preprocessing: what the weights were trained to see; None asks torchvision or timm.
+        depth: the last stage that is used, where that is not its last one: what follows is tuned to ImageNet's classes.
+        sides: of the square pictures that it takes, in pixels.
+        frames: in the volumes that it takes.
+    """
+
+    name: str
+    kind: str
+    title: str
+    build: Callable | str
+    pieces: Callable | str | None = None
+    source: str = "none"
+    weights: str | Path = ""
+    preprocessing: Preprocessing | None = None
+    depth: str = "full"
+    sides: range = range(1, 10_000)
+    frames: range = range(1, 10_000)
+
+
+_LITE0 = {"build": "networks:lite0", "pieces": "networks:lite0_pieces", "source": "packaged", "depth": "block13"}
+
+NETWORKS = {network.name: network for network in (
+    Network("resnet18", "2d", "ResNet-18", "torchvision.models:resnet18", "networks:resnet_pieces", "torchvision",
+            "ResNet18_Weights.IMAGENET1K_V1"),
+    Network("resnet50", "2d", "ResNet-50", "torchvision.models:resnet50", "networks:resnet_pieces", "torchvision",
+            "ResNet50_Weights.IMAGENET1K_V2"),
+    Network("efficientnet_b0", "2d", "EfficientNet-B0", "torchvision.models:efficientnet_b0",
+            "networks:efficientnet_b0_pieces", "torchvision", "EfficientNet_B0_Weights.IMAGENET1K_V1"),
+    Network("efficientnet_lite0", "2d", "EfficientNet-Lite0", **_LITE0,
+            preprocessing=Preprocessing(interpolation="bicubic")),
+    Network("convnext_tiny", "2d", "ConvNeXt-T", "timm.models:convnext_tiny", "networks:convnext_pieces", "timm",
+            "convnext_tiny.in12k_ft_in1k", sides=range(32, 10_000)),
+    Network("vit_small", "2d", "ViT-S/16", "networks:vit_small", "networks:vit_pieces", "timm",
+            "vit_small_patch16_224.augreg_in21k_ft_in1k", sides=range(16, 10_000, 16)),
+    Network("mobilenetv3_large", "2d", "MobileNetV3-L", "timm.models:mobilenetv3_large_100",
+            "networks:mobilenetv3_pieces", "timm", "mobilenetv3_large_100.ra_in1k"),
+    Network("resnet3d", "3d", "R3D-18", "torchvision.models.video:r3d_18", "networks:resnet_pieces", "torchvision",
+            "R3D_18_Weights.KINETICS400_V1"),
+    Network("mc3_18", "3d", "MC3-18", "torchvision.models.video:mc3_18", "networks:resnet_pieces", "torchvision",
+            "MC3_18_Weights.KINETICS400_V1"),
+    Network("r2plus1d_18", "3d", "R(2+1)D-18", "torchvision.models.video:r2plus1d_18", "networks:resnet_pieces",
+            "torchvision", "R2Plus1D_18_Weights.KINETICS400_V1"),
+    Network("s3d", "3d", "S3D", "torchvision.models.video:s3d", "networks:s3d_pieces", "torchvision",
+            "S3D_Weights.KINETICS400_V1", sides=range(17, 10_000), frames=range(5, 10_000)),
+    Network("mvit_v2_s", "3d", "MViTv2-S", "torchvision.models.video:mvit_v2_s", "networks:mvit_pieces", "torchvision",
+            "MViT_V2_S_Weights.KINETICS400_V1", sides=range(224, 225), frames=range(16, 17)),
+    Network("swin3d_t", "3d", "Video Swin-T", "torchvision.models.video:swin3d_t", "networks:swin3d_pieces",
+            "torchvision", "Swin3D_T_Weights.KINETICS400_V1"),
+    Network("efficientnet_lite0_3d", "3d", "inflated EfficientNet-Lite0", **_LITE0,
+            preprocessing=Preprocessing(resize=182, crop=160, interpolation="bicubic")),
+)}
+BUILT_IN = frozenset(NETWORKS)
 DEFAULT_BACKBONE = {"2d": "resnet18", "3d": "resnet3d"}
 PACKAGED = {"2d": "efficientnet_lite0", "3d": "efficientnet_lite0_3d"}
+
+
+def register(network: Network) -> Network:
+    """Adds a network of one's own to NETWORKS, or takes it in place of an earlier one of one's own.
+
+    Raises:
+        ValueError: its name is no plain word or that of a network that is there from the start, or it is of no kind.
+    """
+    if not network.name.isidentifier() or network.name in BUILT_IN or network.kind not in DEFAULT_BACKBONE:
+        raise ValueError(f"network {network.name!r} of kind {network.kind!r}: its name is of letters, digits and "
+                         f"underscores, and none of {', '.join(sorted(BUILT_IN))}; kinds are 2d, 3d")
+    NETWORKS[network.name] = network
+    return network
+
+
+def title_of(backbone: str) -> str:
+    """A network's name as it is written; of one that this process doesn't know, its plain name."""
+    return NETWORKS[backbone].title if backbone in NETWORKS else backbone
+
+
+def networks_of(kind: str) -> list[str]:
+    """The names of a kind's networks."""
+    return [name for name, network in NETWORKS.items() if network.kind == kind]
+
+
+def asked_backbone(kind: str) -> str | None:
+    """The network of a kind that BACKBONE names; None where it names none: the one that goes with the weights.
+
+    Raises:
+        ValueError: BACKBONE has a name of no network, or two of one kind; the message lists what there is.
+    """
+    text = os.environ.get("BACKBONE", "")
+    names = name_list(text) or []
+    chosen = {its: [name for name in names if name in networks_of(its)] for its in DEFAULT_BACKBONE}
+    if sum(map(len, chosen.values())) < len(names) or any(len(its) > 1 for its in chosen.values()):
+        there = "; ".join(f"{its}: {', '.join(networks_of(its))}" for its in DEFAULT_BACKBONE)
+        raise ValueError(f"BACKBONE={text}: name one network, or one of each kind, apart by a blank: {there}")
+    return chosen[kind][0] if chosen[kind] else None
+
+
+# ---------------------------------------------------------------- recipes
 
 # Learning rates and epochs that go with what is trained: new layers alone bear, and need, a higher rate.
 RATES = {"all": 1e-4, "stage": 5e-4, "head": 6e-4}
 # Weight of the RGB stream beside the differences', which tell more where motion decides.
 RGB_WEIGHT = 0.5
-# The last stage that is used of a network, where that is not its last one: what follows is tuned to ImageNet's classes.
-DEPTHS = {"efficientnet_lite0": "block13", "efficientnet_lite0_3d": "block13"}
-
 
 # Fields of a recipe, by what they decide.
 CONCERNS = {
@@ -117,10 +218,12 @@ class Recipe:
         (two streams, each with its own head, whose log-probabilities are averaged with RGB_WEIGHT), or `auto`: chosen
         among them by inner folds of the training part (see `modality.modality_scores`).
     stills: RGB frames of a clip where the modality has them, `num_frames` at most, which None takes.
+    num_frames, stills, size: what the named recipes say of them follows what the network demands (`Network.frames`,
+        `Network.sides`); other values must be such as it takes.
     trained: `all` (every layer), `stage` (the last stage and the head) or `head`. What is not trained is a frozen
         trunk.
-    depth: name of the last stage of the network that is used; None takes what goes with the network (DEPTHS), `full`
-        all of it.
+    depth: name of the last stage of the network that is used; None takes what goes with the network
+        (`Network.depth`), `full` all of it.
     grid: rows x columns of cells that a frame's features are averaged over; each cell keeps its own.
     standardize: pooled features get zero mean and unit variance before the classifier (BatchNorm without scale and
         shift, as in the linear probes of He et al. 2022).
@@ -133,7 +236,7 @@ class Recipe:
         a square of `size` pixels, so that no action is cut away; None takes the preset's crop.
     augmentation: drawn once per `clip`, or once per `frame` (the seed's mistake, kept for comparison).
     pooling: of frame features over time: `avg`, `max`, `attention`, `conv` or `stats` (see `models.TemporalPool`).
-        R3D-18, which ends without a time axis, does not read it.
+        Networks of volumes, such as R3D-18, which end without a time axis, do not read it.
     frozen_batchnorm: `eval` (statistics are never updated) or `update` (the seed's mistake).
     schedule: `cosine` (with one warm-up epoch) or `step` (StepLR(5, 0.5)).
     lr: None takes what goes with what is trained (RATES).
@@ -179,9 +282,32 @@ class Recipe:
     test_clips: int = 3
 
     def resolved(self, backbone: str) -> Recipe:
-        """The recipe with what it leaves to the network filled in."""
-        return dataclasses.replace(self, lr=self.lr or RATES[self.trained],
-                                   depth=self.depth or DEPTHS.get(backbone, "full"))
+        """The recipe with what it leaves to the network filled in.
+
+        Raises:
+            ValueError: it asks for a size or for numbers of frames that the network doesn't take.
+        """
+        network = NETWORKS.get(backbone)
+        depth = self.depth or (network.depth if network else "full")
+        filled = dataclasses.replace(self, lr=self.lr or RATES[self.trained], depth=depth)
+        return filled._fitted(network) if network else filled
+
+    def _fitted(self, network: Network) -> Recipe:
+        taken = {"num_frames": network.frames}
+        if self.framing == "whole":
+            taken["size"] = network.sides
+        if self.modality != "diff":
+            taken["stills"] = network.frames
+        fitted = {}
+        for name, possible in taken.items():
+            value = getattr(self, name)
+            if value is None or value in possible:
+                continue
+            if value not in {getattr(its, name) for its in RECIPES.values()}:
+                more = "" if len(possible) == 1 else " or more" + f", in steps of {possible.step}" * (possible.step > 1)
+                raise ValueError(f"{network.title} takes {name} = {possible[0]}{more}, not {value}")
+            fitted[name] = min(possible, key=lambda there: abs(there - value))
+        return dataclasses.replace(self, **fitted)
 
     def frames(self) -> dict:
         """What a data set needs to know of it: how its clips are sampled."""

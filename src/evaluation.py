@@ -93,10 +93,10 @@ def _predict_fold(planned: Experiment, recipe: Recipe, data: VideoData,
     settings = planned.source, planned.seed, planned.files.backbone, planned.device, planned.cache
     with redirect_stdout(io.StringIO()):  # a fold is told in one line
         first = plan(data, recipe, *settings).build()
-        chosen = _train(first, ["train"], folder / "last.pth")
+        chosen = train_on(first, ["train"], folder / "last.pth")
         validation = predict(first, "val")
         again = untrained(data, first.recipe, *settings)
-        refit = _train(again, ["train", "val"], folder / "refit.pth", chosen.best_epoch)
+        refit = train_on(again, ["train", "val"], folder / "refit.pth", chosen.best_epoch)
         test = predict(again)
     for training in (chosen, refit):
         training.last.unlink(missing_ok=True)
@@ -109,7 +109,7 @@ def _trains_small(experiment: Experiment) -> bool:
     return experiment.recipe.trained == "head" and experiment.keeps_activations and experiment.device.type == "cpu"
 
 
-def _train(experiment: Experiment, parts: list[str], last: Path, until: int | None = None) -> Training:
+def train_on(experiment: Experiment, parts: list[str], last: Path, until: int | None = None) -> Training:
     """Trains on these parts of a fold, to the epoch `until` or to early stopping on its validation part."""
     clips = [experiment.dataset(part, train=True) for part in parts]
     validation = None if until else experiment.loader(experiment.dataset("val"))

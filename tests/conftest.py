@@ -83,6 +83,21 @@ def one_process():
         yield
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, with a camera that shows a pattern."""
+    client = pytest.importorskip("playwright.sync_api", reason="no playwright here: pages were not opened")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if not program:
+        pytest.skip("no Chromium here: pages were not opened")
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with client.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", *camera])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def class_map() -> dict[str, int]:
     return {"PullUps": 0, "Punch": 1, "PushUps": 2}

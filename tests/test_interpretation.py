@@ -20,7 +20,7 @@ import comparison
 import plots
 from config import Preprocessing, get_recipe
 from conftest import REAL_CLIPS, moving_square, write_video
-from experiment import Experiment
+from experiment import Experiment, pooled_features
 from files import ResultFiles, read_json, write_json
 from models import Frames, PerFrame, VideoModel, build_model
 from sampling import segment_indices
@@ -33,7 +33,6 @@ from studies.interpretation import (
     motion_probe,
     motion_reading,
     nearest_training_clips,
-    pooled_features,
     probabilities_over_time,
     still_background,
     trunk_embedding,

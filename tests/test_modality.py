@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import config
 import experiment
-from config import KINDS, RGB_WEIGHT, get_recipe
+from config import RGB_WEIGHT, get_recipe
 from conftest import numbered_frames, write_csv, write_video
 from data_loader import ClipViews, VideoDataset2D
 from experiment import untrained
@@ -146,9 +147,9 @@ def test_nothing_is_cut_away_of_the_whole_frame(tmp_path, class_map, train):
     assert train or max(lit["preset"]) == 0
 
 
-@pytest.mark.parametrize("backbone", KINDS)
+@pytest.mark.parametrize("backbone", config.NETWORKS)
 def test_preset_is_the_weights_own_framing_and_whole_keeps_its_statistics(backbone):
-    own, kind = preprocessing_of(backbone), KINDS[backbone]
+    own, kind = preprocessing_of(backbone), config.NETWORKS[backbone].kind
     assert recipe_preprocessing(small(kind, "rgb", framing="preset"), backbone) == own
     whole = recipe_preprocessing(small(kind, "rgb", size=None), backbone)
     assert whole == dataclasses.replace(own, resize=(own.crop, own.crop))

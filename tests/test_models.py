@@ -2,7 +2,6 @@ import http.server
 import socket
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from torchvision import models as tv
 
 import models
+import networks
 from config import get_recipe
 from models import (
     FrameModel,
@@ -47,8 +47,7 @@ def hub(tmp_path, monkeypatch):
 
 def publish(monkeypatch, port):
     """torchvision's weights of ResNet-18 are looked for at a port of this machine."""
-    published = SimpleNamespace(url=f"http://127.0.0.1:{port}/resnet18-f37072fd.pth")
-    monkeypatch.setitem(models.TORCHVISION, "resnet18", (tv.resnet18, published))
+    monkeypatch.setattr(networks, "weights_url", lambda backbone: f"http://127.0.0.1:{port}/resnet18-f37072fd.pth")
 
 
 def plant(hub, backbone, net):

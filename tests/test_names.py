@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
+import cards
 import comparison
 import metrics
 import plots
@@ -291,7 +292,7 @@ def test_where_figures_come_from_names_the_classes():
 
 
 def test_values_in_cards_are_names_or_numbers():
-    assert report.cell(0.12345) == "0.123" and report.cell(3) == "3" and report.cell("a|b") == r"a\|b"
+    assert cards.cell(0.12345) == "0.123" and cards.cell(3) == "3" and cards.cell("a|b") == r"a\|b"
     frame = pd.DataFrame({"class": NAMES, "recall": 0.5})
     table = report.TEXTS.from_string("{% from 'parts.md.j2' import table %}{{ table(frame) }}").render(frame=frame)
     cells = BeautifulSoup(mistune.html(table.strip()), "html.parser")("td")

@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 def test_there_are_notebooks():
     assert [path.stem for path in NOTEBOOKS] == ["01_dataset", "02_classical_ml", "03_2d_cnn", "04_3d_cnn", "05_tuning",
-                                                 "06_interpretation", "07_comparison"]
+                                                 "06_interpretation", "07_comparison", "08_your_video"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -275,6 +275,18 @@ def test_what_is_impossible_is_told_in_one_line(trained, command, arguments, tol
     assert status.startswith("error: ") and told in status and "\n" not in status and not out
 
 
+@pytest.mark.parametrize("quoted", [False, True])
+def test_videos_may_be_named_by_the_environment(trained, command, monkeypatch, tmp_path, quoted):
+    data, *_ = trained
+    clip = tmp_path / "my clip.avi"
+    clip.write_bytes(clip_file(data.root, data.table("test")["clip_path"].iloc[0]).read_bytes())
+    monkeypatch.setenv("VIDEO", f"'{clip}' {tmp_path / 'no.avi'}" if quoted else str(clip))
+    status, out, err = command()
+    assert str(clip) in out and status == int(quoted) and len(err.splitlines()) == int(quoted)
+    monkeypatch.delenv("VIDEO")
+    assert "no video is named" in command()[0]
+
+
 def test_an_empty_folder_is_told(command, tmp_path):
     status, *_ = command(tmp_path)
     assert str(tmp_path) in status and "no video" in status
@@ -293,7 +305,7 @@ def test_an_annotated_video_shows_the_class_in_every_frame(command, tmp_path):
     assert command(path, "--annotate", path)[0] != 0 and path.stat().st_size > 0
 
 
-def test_an_answer_needs_neither_torchvision_nor_pandas(trained, tmp_path):
+def test_an_answer_needs_no_slow_import(trained, tmp_path):
     """They cost more time than the answer."""
     data, *_ = trained
     load(trained, "2d")
@@ -301,6 +313,6 @@ def test_an_answer_needs_neither_torchvision_nor_pandas(trained, tmp_path):
     code = ("import sys; sys.path.insert(0, 'src'); import videos.places as places\n"
             f"places.locate = lambda dataset: ('', '', places.Path({str(data.results)!r}))\n"
             f"import predict; predict.main([{str(clip)!r}, '--dataset', {str(data.root)!r}])\n"
-            "print({'torchvision', 'pandas', 'sklearn', 'timm', 'matplotlib'} & set(sys.modules))")
+            "print({'torchvision', 'torch._dynamo', 'pandas', 'sklearn', 'timm', 'matplotlib'} & set(sys.modules))")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "set()"

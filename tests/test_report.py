@@ -315,20 +315,6 @@ def test_command_line(trained, notebooks, tmp_path, monkeypatch, capsys):
 
 # ---------------------------------------------------------------- in a browser
 
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
-    client = pytest.importorskip("playwright.sync_api", reason="no playwright here: pages were not opened")
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if not program:
-        pytest.skip("no Chromium here: pages were not opened")
-    with client.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @contextmanager
 def opened(browser, path: Path, width: int, scheme: str):
     """A page with all that can be unfolded, and what it told: console messages, errors, other requests than files."""

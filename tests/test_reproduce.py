@@ -13,7 +13,7 @@ from torchvision import models as tv
 from urllib3.util import Retry
 
 import config
-import models
+import networks
 import reproduce
 import utils
 from conftest import moving_square, write_video
@@ -26,7 +26,7 @@ from videos import ucf101
 CLIPS = 2  # of each group, where UCF-101 has four and more
 # The recipes as they are, but for what decides their cost.
 SMALL = {"num_frames": 2, "framing": "whole", "size": 32, "augmentation": "clip", "batch_size": 16, "train_views": 1,
-         "test_clips": 1, "depth": "layer2"}
+         "test_clips": 1}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,9 @@ def place(tmp_path_factory, archive):
         torch.manual_seed(0)
         torch.save(tv.resnet18(weights=None).state_dict(), weights_file("resnet18"))
         for key, recipe in config.RECIPES.items():
-            stills = {"stills": 2} if key[0] == "recommended" else {}
-            patch.setitem(config.RECIPES, key, dataclasses.replace(recipe, **SMALL, **stills))
+            more = {"stills": 2} if key[0] == "recommended" else {}
+            depth = "layer2" if key[1] == "2d" else "full"
+            patch.setitem(config.RECIPES, key, dataclasses.replace(recipe, **SMALL, **more, depth=depth))
         patch.setattr(ucf101, "FEWEST_CLIPS", CLIPS)
         patch.setattr(ucf101, "CLIP_COUNTS", dict.fromkeys(config.CLASSES, 25 * CLIPS))
         patch.setattr(reproduce, "CACHE", folder / "cache")
@@ -176,11 +177,11 @@ def failure(place, *options) -> str:
 
 
 def test_missing_weights_are_one_line_with_the_cure(page, place, monkeypatch):
-    published = SimpleNamespace(url="http://127.0.0.1:9/r3d_18-b3b3357e.pth")
-    monkeypatch.setitem(models.TORCHVISION, "resnet3d", (tv.video.r3d_18, published))
+    published = "http://127.0.0.1:9/r3d_18-b3b3357e.pth"
+    monkeypatch.setattr(networks, "weights_url", lambda backbone: published)
     monkeypatch.setattr(utils, "train_one_epoch", None)  # nothing is trained before
     message = failure(place, "--kinds", "2d", "3d", "--epochs", "2")
-    assert f"put that file, from {published.url}, into {weights_file('resnet3d').parent}" in message
+    assert f"put that file, from {published}, into {weights_file('resnet3d').parent}" in message
 
 
 def test_other_failures_are_one_line_with_the_cure(page, place, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
     python tools/report.py
 
 DATASET is taken from the environment, as by the notebooks. Pages go to `report/` in the data set's results and open
-from disk, with no network and no script; cards go to `model_cards/`, as Markdown. Their text stands in `templates/`.
+from disk, with no network and no script; cards go to `model_cards/`, as Markdown. The text of pages stands in
+`templates/`, that of cards in `src/templates/`.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import mistune
 import nbformat
 import pandas as pd
 from bs4 import BeautifulSoup, Tag
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from PIL import Image
@@ -27,11 +27,9 @@ from pygments.formatters import HtmlFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import metrics
+from cards import card, texts
 from comparison import comparison_table, cost_table, load_results, provenance
 from files import ClassicalFiles, ResultFiles, atomic_path, shown
-from machine import hardware_line
-from names import in_markdown
 from run_notebooks import NOTEBOOKS
 from videos.places import locate
 
@@ -41,15 +39,7 @@ COLOURS = 10_000  # a picture with more is a photograph
 NOTEBOOK_LINK = re.compile(r"^(?:[^:]*/)?([^:/]+)\.ipynb(?=#|$)")
 HEADINGS = re.compile("^h[1-6]$")
 FIGURES = ("performance_plots", "confusion_matrices", "dataset")  # those of single models are on the notebooks' pages
-TEXTS = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
-
-
-def cell(value) -> str:
-    """A value in Markdown, also in a table: numbers get three decimals, texts are as they are (`names.in_markdown`)."""
-    return f"{value:.3f}" if isinstance(value, float) else in_markdown(str(value))
-
-
-TEXTS.filters["cell"] = cell
+TEXTS = texts(TEMPLATES)
 
 
 # ---------------------------------------------------------------- model cards
@@ -69,34 +59,6 @@ def write_cards(results: Path) -> list[Path]:
         with atomic_path(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return list(cards)
-
-
-def card(title: str, stats: dict, files: ResultFiles | ClassicalFiles) -> str:
-    """One model's card, in Markdown; sections follow Mitchell et al., Model Cards for Model Reporting (2019).
-
-    `stats` are those of `load_results`, with the predictions.
-
-    Raises:
-        ValueError: the predictions are not of the saved model.
-    """
-    if not files.is_current(files.predictions):
-        raise ValueError(f"{files.predictions}: not of the model that {files.sidecar} describes; run the model's "
-                         "notebook again")
-    predictions = stats["predictions"].assign(confidence=metrics.confidence(stats["predictions"]))
-    classes = metrics.per_class(predictions, stats["classes"]).reset_index()
-    wrong = predictions[predictions["label"] != predictions["predicted"]]
-    mistakes = wrong.value_counts(["label", "predicted"]).reset_index()
-    return TEXTS.get_template("card.md.j2").render(
-        title=title, stats=stats, checkpoint=Path(shown(files.checkpoint)).as_posix(), sha256=files.sha256,
-        hardware=hardware_line(stats["environment"]), predictions=predictions, wrong=wrong,
-        seeds=metrics.seeds_reading(pd.DataFrame(stats["seeds"])) if "seeds" in stats else "",
-        wilson=metrics.accuracy_interval(predictions), clustered=metrics.group_bootstrap(predictions),
-        f1=metrics.group_bootstrap(predictions, "f1"), classes=classes, groups=metrics.by_group(predictions),
-        worst=classes.loc[classes["recall"].where(classes["support"] > 0).idxmin()],
-        mistake=mistakes.iloc[0] if len(mistakes) else None,
-        least=predictions.loc[predictions["confidence"].idxmin()],
-        calibration_error=metrics.expected_calibration_error(predictions), brier=metrics.brier(predictions),
-        log_loss=metrics.negative_log_likelihood(predictions))
 
 
 # ---------------------------------------------------------------- pages

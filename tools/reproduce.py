@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import metrics
 from comparison import SEED_PRINTED
-from config import CACHE, CLASSES, DEFAULT_BACKBONE, RESULTS, ROOT, TITLES, UCF101_ROOT, get_recipe
+from config import CACHE, CLASSES, DEFAULT_BACKBONE, RESULTS, ROOT, UCF101_ROOT, get_recipe, title_of
 from evaluation import cross_validate, evaluate, measure_latency
 from experiment import load_or_train
 from files import atomic_path, shown, write_json
@@ -178,7 +178,7 @@ def figures(run: Run, table: str = "predictions") -> dict:
     """All numbers of a run, for one of its prediction tables, with where and when it was trained."""
     stats = run.stats
     return {"model": run.title, "split": run.split, "recipe": run.recipe, "kind": run.kind,
-            "network": TITLES[stats["backbone"]], "modality": stats["recipe"]["modality"],
+            "network": title_of(stats["backbone"]), "modality": stats["recipe"]["modality"],
             **scores(getattr(run, table)), **{key: stats[key] for key in ("params", "trained_params", "train_time")},
             "epochs": len(stats["train_losses"]), "inference_time": stats["latency"]["model"],
             "latency": stats["latency"]["total"], "trained_on": stats["environment"]["date"],
@@ -187,7 +187,7 @@ def figures(run: Run, table: str = "predictions") -> dict:
 
 def printed(kind: str) -> dict:
     """What the seed notebook printed of its model of a kind, under the names of `figures`."""
-    its = next(its for its in SEED_PRINTED.values() if its["network"] == TITLES[DEFAULT_BACKBONE[kind]])
+    its = next(its for its in SEED_PRINTED.values() if its["network"] == title_of(DEFAULT_BACKBONE[kind]))
     return {**its, "model": f"{kind.upper()}-CNN (printed in the seed notebook)", "videos": its["test_clips"],
             "modality": "rgb"}
 

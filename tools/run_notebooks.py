@@ -2,9 +2,9 @@
 
     python tools/run_notebooks.py [NAME ...]
 
-DATASET, WEIGHTS, RECIPE, SPLIT, CLASSES and SEED are taken from the environment, as by the notebooks themselves. With
-the demo data the notebooks are executed in place; with any other data into the `notebooks` folder of its results, so
-that the executed demo is not overwritten.
+DATASET, WEIGHTS, BACKBONE, RECIPE, SPLIT, CLASSES and SEED are taken from the environment, as by the notebooks
+themselves. With the demo data the notebooks are executed in place; with any other data into the `notebooks` folder of
+its results, so that the executed demo is not overwritten.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPrep
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from comparison import comparison_table, folds_table, lacking, load_results
-from config import NUMBERS, ROOT, asked_number
+from config import DEFAULT_BACKBONE, NUMBERS, ROOT, asked_backbone, asked_number
 from files import atomic_path, shown
 from machine import hardware_line
 from videos.library import VideoData, open_asked
@@ -104,6 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         for number in NUMBERS:  # now, not in the notebook that reads it
             asked_number(number)
+        for kind in DEFAULT_BACKBONE:
+            asked_backbone(kind)
         data = open_asked()
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None

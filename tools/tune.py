@@ -2,7 +2,7 @@
 
     python tools/tune.py --kind 2d --trials 60 [--cuts head stage] [--storage URL] [--test]
 
-DATASET, SPLIT, CLASSES, SEED, WEIGHTS and RECIPE are taken from the environment, as by the notebooks.
+DATASET, SPLIT, CLASSES, SEED, WEIGHTS, BACKBONE and RECIPE are taken from the environment, as by the notebooks.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from config import asked_number
+from config import asked_backbone, asked_number
 from files import shown
 from models import WeightsError
 from studies.tuning import CUTS, compare, run_study, test_of_choice
@@ -32,11 +32,12 @@ def main(arguments: list[str] | None = None) -> None:
                         help="afterwards, the default and the chosen values on the test set")
     asked = parser.parse_args(arguments)
     try:
+        backbones = {kind: asked_backbone(kind) for kind in asked.kind}
         data = open_asked()
         for kind in asked.kind:
             study = run_study(kind, data, os.environ.get("WEIGHTS") or "auto", asked.trials,
                               asked_number("SEED"), tuple(asked.cuts), asked.storage,
-                              recipe=os.environ.get("RECIPE") or "recommended")
+                              recipe=os.environ.get("RECIPE") or "recommended", backbone=backbones[kind])
             print(f"\n{study.study_name}\n{compare(study).T.to_string()}")
             if asked.test:
                 print(f"\non the test set:\n{test_of_choice(study, data).to_string(index=False)}")

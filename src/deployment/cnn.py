@@ -69,7 +69,7 @@ class Cnn:
 
     def _separate(self, views, pictures) -> torch.Tensor:
         """(V, ...) activations, a view at a time."""
-        clips = (torch.stack([pictures[i] for i in view.tolist()]).to(self.device) for view in views)
+        clips = (_clip(pictures, view.tolist()).to(self.device) for view in views)
         batches = (as_batch(self.model, normalized(clip, self.transform)) for clip in clips)
         return torch.cat([self.network.frozen.join(batch).float() for batch in batches])
 
@@ -80,8 +80,7 @@ class Cnn:
         if missing:
             stills = sum(len(key) == 1 for key in missing)
             order = [*(key[0] for key in missing), *(key[1] for key in missing[stills:])]
-            pixels = torch.stack([pictures[i] for i in order]).to(self.device)
-            clip = normalized(pixels, self.transform, stills)
+            clip = normalized(_clip(pictures, order).to(self.device), self.transform, stills)
             known |= zip(missing, self.network.frozen.run(as_batch(self.model, clip))[0].float(), strict=True)
         return torch.stack([torch.stack([known[key] for key in keys]) for keys in shown])
 
@@ -90,3 +89,8 @@ class Cnn:
         stills = self.sampler.stills
         first, second = np.split(view[stills:], 2)
         return [*zip(view[:stills].tolist()), *zip(first.tolist(), second.tolist(), strict=True)]
+
+
+def _clip(pictures: dict[int, torch.Tensor], order: list[int]) -> torch.Tensor:
+    """(F, C, H, W) of prepared frames, in this order."""
+    return torch.stack([pictures[i] for i in order])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from config import Recipe
 from deployment.answer import Model
 from deployment.reference import Reference, make_reference, read_reference, write_reference
 from deployment.trained import CNNS, Judge, NotTrained, load_judge, saved_model
 from files import read_json, write_json
+
+if TYPE_CHECKING:
+    from videos.library import VideoData
 
 FUSION = "fusion"
 FUSED = CNNS  # whose answers a fusion joins
@@ -42,8 +46,7 @@ def load_model(name: str, dataset: str, results: Path, device: str | None = None
 def _reference(judge: Judge, dataset: str) -> Reference:
     known = read_reference(judge.files)
     if known is None:
-        print(f"the {judge.title} looks at its training videos once more, to know what is unlike them",
-              file=sys.stderr, flush=True)
+        print(f"the {judge.title} looks at its training videos once more, to know what is unlike them", flush=True)
         known = _computed(judge, dataset)
         write_reference(judge.files, known)
     return known
@@ -53,12 +56,8 @@ def _computed(judge: Judge, dataset: str) -> Reference:
     """The reference of a judge, of the training videos of its data set."""
     import os
 
-    from tqdm import tqdm
-
     from config import asked_number, name_list
-    from videos.decoding import DEFAULT_RATE, read_track, stream_frames
     from videos.library import open_data
-    from videos.splits import clip_file
 
     results = judge.files.root
     data = open_data(dataset, os.environ.get("SPLIT") or None, name_list(os.environ.get("CLASSES", "")),
@@ -67,17 +66,25 @@ def _computed(judge: Judge, dataset: str) -> Reference:
     if saved["split"] != data.split["sha256"]:
         raise NotTrained(f"{data.root}: other clips, classes or another split than the {judge.title} was trained on: "
                          "train it again with make run, or set SPLIT, CLASSES and SEED as they were then")
-    table, features, seconds = data.table("train"), [], []
-    for path in tqdm(table["clip_path"], "training videos", unit="clip", ncols=90, delay=1):
-        file = clip_file(data.root, path)
-        info = read_track(file).info
-        view = judge.view(info, 0, info.frames)
-        pictures = {index: judge.prepare(picture)
-                    for index, picture in stream_frames(file, lambda _, view=view: np.unique(view))}
-        features.append(judge.judge([view], pictures, info.fps or DEFAULT_RATE, {})[1][0])
-        seconds.append(info.frames / (info.fps or DEFAULT_RATE))
-    return make_reference(judge.files.sha256, np.stack(features), table["clip_path"].tolist(), table["label"].tolist(),
-                          table["group"].tolist(), np.array(seconds), _temperature(judge))
+    table = data.table("train")
+    seconds = table["clip_path"].map(data.facts.set_index("clip_path")["duration"])
+    return make_reference(judge.files.sha256, _features(judge, data, saved), table["clip_path"].tolist(),
+                          table["label"].tolist(), table["group"].tolist(), seconds.to_numpy(), _temperature(judge))
+
+
+def _features(judge: Judge, data: VideoData, saved: dict) -> np.ndarray:
+    """(N, D) features of the training videos; what was computed of them in training is not computed again."""
+    if judge.name in CNNS:
+        from experiment import pooled_features, prepare
+
+        its = prepare(judge.name, data, Recipe(**saved["recipe"]), saved["weights"], saved["seed"], saved["backbone"],
+                      str(judge.device))
+        return pooled_features(its.build(), "train")
+    from classical.classifiers import model_input
+    from config import CACHE
+    from deployment.classical import embedded
+
+    return embedded(judge.pipeline, model_input(judge.name, data.table("train"), data.root, CACHE))
 
 
 def _temperature(judge: Judge) -> float:

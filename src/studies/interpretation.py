@@ -19,8 +19,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from captum.attr import LayerGradCam
 from matplotlib import pyplot as plt
 from scipy.ndimage import binary_fill_holes
 from sklearn.manifold import TSNE
@@ -30,12 +28,12 @@ from tqdm import tqdm
 
 import plots
 from data_loader import VideoDataset2D, make_loader
-from experiment import Experiment
+from experiment import Experiment, pooled_features
 from files import ArrayStore, file_hash, read_json, write_json
 from metrics import confidence, interval_table, uncertain
-from models import TemporalConv
 from sampling import segment_indices
 from studies.filmstrips import animation, verdict
+from studies.gradcam import class_maps
 from transforms import apply_transform, denormalize, framed, normalized
 from videos.decoding import VideoInfo, read_frames, read_timed_frames
 from videos.splits import clip_file
@@ -211,54 +209,20 @@ class GradCam(NamedTuple):
 
 
 def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam:
-    """Grad-CAM (Selvaraju et al. 2017) of the predicted class at the last convolutional stage, over time.
+    """Grad-CAM of the predicted class over time, as `gradcam.class_maps` gives it.
 
-    Where that stage keeps frames apart (all 2D models, the inflated 3D one), each frame has its own channel weights
-    and map; where it convolves over time (R3D-18), the weights are the clip's, and maps are interpolated in time. All
-    maps of a clip share one scale. At most `frames` are given, evenly spread over those of the model's centre view.
-    Errors as `read_frames`.
+    At most `frames` maps are given, evenly spread over those of the model's centre view. Errors as `read_frames`.
     """
     dataset, model = experiment.dataset("test"), experiment.model.eval()
     pictures, times = read_timed_frames(clip_file(experiment.data.root, clip_path), dataset.sampler)
     clip = apply_transform(pictures, dataset.transform)  # (T, C, H, W)
-    batch = dataset.layout(clip)[None].to(experiment.device)
-    with torch.no_grad():
-        probabilities = model(batch).cpu().double().softmax(dim=1)[0]
-    target = int(probabilities.argmax())
-    at = len(model.stages) - 2 - isinstance(model.stages[-1], TemporalConv)  # the last stage before spatial pooling
-    maps = []
-    for stream, branch in zip(model.split(batch), model.branches(at), strict=True):
-        with torch.no_grad():
-            below = model.stages[:at](stream)
-        # the stage's last module, inside of what folds frames into the batch, has its channels in dimension 1
-        its = LayerGradCam(branch, model.stages[at][-1]).attribute(below, target, relu_attributions=True).detach().cpu()
-        if its.dim() == 4:
-            its = its.transpose(0, 1)[None]  # (T, 1, h, w) to (1, 1, T, h, w)
-        size = stream.shape[model.time], *clip.shape[-2:]
-        maps.append(F.interpolate(its, size=size, mode="trilinear")[0, 0])
-    maps = torch.cat(maps)
-    maps = (maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny)).numpy()
-    shown = segment_indices(len(clip), min(frames, len(clip)))
+    maps, probabilities = class_maps(model, clip.to(experiment.device))
+    shown, predicted = segment_indices(len(clip), min(frames, len(clip))), int(probabilities.argmax())
     return GradCam(maps[shown], denormalize(clip, model.preprocessing)[shown], times[shown],
-                   experiment.data.classes[target], float(probabilities[target]))
+                   experiment.data.classes[predicted], float(probabilities[predicted]))
 
 
 # ---------------------------------------------------------------- which clips does it hold alike?
-
-def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
-    """(N, F) float32: what the classifier sees of a part's clips, one centre view each; kept in the cache."""
-    @torch.inference_mode()
-    def compute() -> np.ndarray:
-        model = experiment.model.eval()
-        rows = []
-        for x, _ in experiment.loader(experiment.dataset(part)):
-            x = x.to(experiment.device)
-            rows.append(model.embed(x if experiment.keeps_activations else model.joined(model.trunk, x)).cpu())
-        return torch.cat(rows).numpy()
-
-    store = ArrayStore(experiment.cache)
-    return store.get(store.path("pooled", (experiment.files.sha256, part)), compute)
-
 
 def _labelled_features(experiment: Experiment) -> tuple[pd.DataFrame, np.ndarray]:
     """The clips of all parts, with the column part, and their `pooled_features`."""

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from config import CACHE, Recipe, get_recipe
+from config import CACHE, NETWORKS, Recipe, get_recipe
 from data_loader import make_loader
 from experiment import Experiment, prediction_table, untrained, view_probabilities
 from features import Activations
@@ -157,7 +157,7 @@ def cross_validate(trial: Trial, clips: dict[str, tuple[VideoModel, Activations,
 
 def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 60, seed: int = 42,
               cuts: tuple[str, ...] = ("head",), storage: str | None = None, cache: Path = CACHE,
-              recipe: Recipe | str = "recommended") -> optuna.Study:
+              recipe: Recipe | str = "recommended", backbone: str | None = None) -> optuna.Study:
     """Runs a study until it has `trials` finished trials, or loads it, without a clip, where it has them.
 
     The baseline trials come first. A trial whose process was killed is tried again once its heartbeat has been missing
@@ -166,12 +166,13 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
     Where data, split, classes, weights, recipe, cuts or seed differ, it is another study in the same database.
 
     Args:
-        weights: `auto`, `torchvision`, `packaged` or `none`; `auto` accepts what a finished study has.
+        weights: one of `networks.SOURCES`; `auto` accepts what a finished study has.
         trials: finished ones (pruned ones included) in the whole study.
         seed: of folds, trainings and sampler.
         cuts: what of the model may be trained: `head`, in seconds per trial, or `stage` too, for a long budget.
         storage: database URL, such as postgresql://...; None takes `tuning/<kind>.db` in the results.
         recipe: gives the default values and what is not searched; its views are always drawn per clip and kept.
+        backbone: one of `config.NETWORKS` of this kind; None takes the one that goes with the weights.
 
     Raises:
         ValueError: fewer than two trials, an unknown cut, a storage that can't be opened, too few clips for folds.
@@ -185,17 +186,18 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
     recipe = replace(_within(recipe, cuts), augmentation="clip", cache="activations")
     database = _open_storage(storage, data.results / "tuning" / f"{kind}.db")
     known = optuna.get_all_study_names(database)
-    for source in ("torchvision", "packaged") if weights == "auto" else (weights,):
-        settings = _settings(data, recipe, source, cuts, seed)
+    own = (NETWORKS[choose_backbone(kind, "none", backbone)].source,) if backbone else ("torchvision", "packaged")
+    for source in own if weights == "auto" else (weights,):
+        settings = _settings(data, recipe, source, cuts, seed, backbone)
         if _study_name(settings) in known and len(_trials(study := _study(database, settings))) >= trials:
             print(f"reloaded the {kind} study: {len(_trials(study))} trials, best loss {study.best_value:.4f}")
             return study
-    source = choose_source(kind, weights)
-    study = _study(database, _settings(data, recipe, source, cuts, seed))
+    source = choose_source(kind, weights, backbone)
+    study = _study(database, _settings(data, recipe, source, cuts, seed, backbone))
     table = pd.concat([data.table("train"), data.table("val")], ignore_index=True)
     folds, how = group_folds(table, FOLDS, data.split["groups_named"], seed)
     study.set_user_attr("folds", how)
-    models = {cut: untrained(data, replace(recipe, trained=cut), source, seed, cache=cache) for cut in cuts}
+    models = {cut: untrained(data, replace(recipe, trained=cut), source, seed, backbone, cache=cache) for cut in cuts}
     clips = {cut: (its.model.without_trunk(), load_clips(its, "train", "val", train=True),
                    load_clips(its, "train", "val")) for cut, its in models.items()}
     there = {trial.user_attrs.get("setting") for trial in _trials(study, *FINISHED, TrialState.WAITING)}
@@ -207,10 +209,11 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
     return study
 
 
-def _settings(data: VideoData, recipe: Recipe, source: str, cuts: tuple[str, ...], seed: int) -> dict:
+def _settings(data: VideoData, recipe: Recipe, source: str, cuts: tuple[str, ...], seed: int,
+              backbone: str | None) -> dict:
     """All that makes two trials comparable, as plain types."""
     space = {name: str(its) for name, its in search_space(recipe.kind, cuts).items()}
-    return {"kind": recipe.kind, "backbone": choose_backbone(recipe.kind, source), "weights": source,
+    return {"kind": recipe.kind, "backbone": choose_backbone(recipe.kind, source, backbone), "weights": source,
             "cuts": list(cuts), "dataset": data.name, "split": data.split["sha256"], "classes": data.classes,
             "seed": seed, "recipe": recipe.to_dict(), "space": space, "folds": FOLDS}
 
@@ -338,7 +341,8 @@ def test_of_choice(study: optuna.Study, data: VideoData, seeds: tuple[int, ...] 
         modality = recipe.modality
         for setting, its in recipes.items():
             asked = replace(its, modality=modality)
-            experiment = untrained(data, asked, settings["weights"], settings["seed"], cache=cache)
+            experiment = untrained(data, asked, settings["weights"], settings["seed"], settings["backbone"],
+                                   cache=cache)
             modality = experiment.recipe.modality  # settled once for both
             rows += [{"setting": setting, **row} for row in _test(experiment, seeds)]
         kept = {"rows": rows, "recipes": {setting: its.to_dict() for setting, its in recipes.items()},

@@ -79,8 +79,8 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
     backbone, source = experiment.files.backbone, experiment.source
     weights = file_hash(weights_file(backbone)) if source != "none" else ""
     asked = {"recipe": recipe.resolved(backbone).to_dict(), "backbone": backbone, "weights": weights,
-             "bfloat16": computes_bfloat16(experiment.device), "seed": experiment.seed, "fitted": "train+val",
-             "architecture": ARCHITECTURE}
+             "bfloat16": computes_bfloat16(experiment.device), "device": experiment.device.type,
+             "seed": experiment.seed, "fitted": "train+val", "architecture": ARCHITECTURE}
     partition = experiment.seed if partition is None else partition
     planned = dataclasses.replace(experiment, model=None)  # each process builds its own
     return folds.cross_validate(experiment.data, experiment.files, asked, partial(_predict_fold, planned, recipe),

@@ -258,7 +258,9 @@ class Experiment:
         if self.reloaded:
             return
         files, model = self.files, self.model
-        save_weights(files, model.state_dict())
+        weights = model.state_dict()
+        weights.update({name: value.cpu() for name, value in weights.items()})  # to be loaded without a GPU, too
+        save_weights(files, weights)
         versions = environment(self.device)
         total, trained = model.count_parameters()
         size_mb = files.checkpoint.stat().st_size / 2**20

@@ -91,7 +91,7 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
     if not isinstance(dataset.transform, ClipTransform):
         raise TypeError("kept activations need a ClipTransform: a transform of single frames has no fixed views")
     store, frozen = ArrayStore(cache), FrozenTrunk(model, dataset.transform, device, precision)
-    kept = [store.path(frozen.folder, key) for key in _keys(dataset, views, seed, frozen.precision)]
+    kept = [store.path(frozen.folder, key) for key in _keys(dataset, views, seed, frozen)]
     store.in_use = set(kept)
     missing = [i for i, path in enumerate(kept) if not store.has(path)]
     if missing:
@@ -109,8 +109,8 @@ def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, de
     return kept
 
 
-def _keys(dataset: VideoDataset2D, views: int, seed: int, precision: str) -> list[tuple]:
+def _keys(dataset: VideoDataset2D, views: int, seed: int, frozen: FrozenTrunk) -> list[tuple]:
     settings = (type(dataset).__name__, repr(dataset.sampler), repr(dataset.transform), dataset.train, views,
-                seed if dataset.train else None, precision)
+                seed if dataset.train else None, frozen.precision, torch.device(frozen.device).type)
     names = dataset.data["clip_path"] if dataset.train else [""] * len(dataset)  # random views depend on the name
     return [(settings, name, file_hash(dataset.file(i))) for i, name in enumerate(names)]

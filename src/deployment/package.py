@@ -19,9 +19,9 @@ from cards import card, texts
 from comparison import load_results
 from config import Recipe, title_of
 from deployment.cnn import load_network
-from deployment.graph import FrameGraph, traced
+from deployment.graph import OPEN_SIZES, FrameGraph, traced
 from deployment.trained import CNNS, saved_model, saved_recipe
-from files import ModelFiles, file_hash, read_json, read_predictions, shown, write_json
+from files import ModelFiles, file_hash, read_json, read_predictions, write_json
 from metrics import fit_temperature
 from models import VideoModel, build_model
 from sampling import FrameSampler
@@ -33,15 +33,15 @@ OPSET = 18  # of ONNX: what its exporter writes without converting
 TOLERANCE = 1e-3  # by which logits may stray from those of the network as it was trained, or that share of the largest
 
 # Which frames of a video are seen: the k-th of n, counted from 0, where the video has so many `frames`.
+SPREAD = "; where the video is too short for that, round(k * (frames - 1) / (n - 1))"
 FORMULAS = {
     "segments": "floor((k + position) * frames / n)",
-    "time": "floor(position * (frames - 1 - (n - 1) * step) + k * step + 1/2), step = fps / frame_rate * num_frames / n; "
-            "where the video is too short, round(k * (frames - 1) / (n - 1))",
-    "window": "max(ceil(position * (frames - n + 1)) - 1, 0) + k; where the video is too short, "
-              "round(k * (frames - 1) / (n - 1))",
+    "time": "floor(position * (frames - 1 - (n - 1) * step) + k * step + 1/2), "
+            "where step = fps * num_frames / (frame_rate * n)" + SPREAD,
+    "window": "max(ceil(position * (frames - n + 1)) - 1, 0) + k" + SPREAD,
 }
-PAIRS = ("where there are pairs, so many stills are chosen first; then the first frames of pairs, among all but the "
-         "video's last L frames; then the second ones, L later; L = min(max(round(gap_seconds * fps), 1), frames - 1)")
+ORDER = ("so many stills; then the first frames of so many pairs, chosen among all but the video's last L frames; then "
+         "their second ones, L later; L = min(max(round(gap_seconds * fps), 1), frames - 1)")
 
 
 class NotExported(RuntimeError):
@@ -73,7 +73,7 @@ def _traced(model: VideoModel, recipe: Recipe) -> torch.export.ExportedProgram:
 
 def _write_onnx(model: VideoModel, recipe: Recipe, path: Path) -> None:
     program = torch.onnx.export(_traced(model, recipe), dynamo=True, opset_version=OPSET, verbose=False,
-                                input_names=["frames"], output_names=["logits"])
+                                input_names=["frames"], output_names=["logits"], dynamic_shapes=(OPEN_SIZES,))
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # where it was traced
     program.save(path, external_data=False)
@@ -178,7 +178,7 @@ def export_model(name: str, form: str, results: Path, folder: Path) -> None:
     if missing := [package for package in kind.packages if not find_spec(package)]:
         raise NotExported(f"the format {form} needs {', '.join(missing)}: "
                           "pip install -r requirements-export.txt -c constraints.txt")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / ABOUT).is_file()):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ABOUT).is_file())):
         raise NotExported(f"{folder}: holds something else than an export; choose another folder with --out")
     files, saved = saved_model(name, results)
     recipe, title = saved_recipe(saved), f"{name.upper()}-CNN"
@@ -215,7 +215,7 @@ def _described(form: str, model: VideoModel, recipe: Recipe, files: ModelFiles, 
         "sampling": {"kind": recipe.sampling, "num_frames": recipe.num_frames, "frame_rate": recipe.frame_rate,
                      "stills": sampler.stills, "pairs": sampler.pairs, "gap_seconds": recipe.gap,
                      "positions": [(view + 0.5) / views for view in range(views)], "formula": FORMULAS[recipe.sampling],
-                     "order": PAIRS, "fps_if_unknown": DEFAULT_RATE, "most_pixels": MOST_PIXELS},
+                     "order": ORDER, "fps_if_unknown": DEFAULT_RATE, "most_pixels": MOST_PIXELS},
         "in_the_graph": {"modality": recipe.modality, "resize": prep.resize, "size": prep.crop,
                          "interpolation": prep.interpolation, "antialias": prep.antialias, "mean": prep.mean,
                          "std": prep.std, "difference": f"0.5 + {DIFFERENCE_GAIN:g} (second - first)",

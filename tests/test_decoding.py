@@ -50,6 +50,7 @@ from videos.decoding import (
     read_frames,
     read_timed_frames,
     read_track,
+    stream_frames,
     walk,
 )
 
@@ -63,8 +64,11 @@ def all_frames(info) -> range:
 
 
 def read_all(path: Path) -> list[int]:
-    """The numbers of all frames, as `read_frames` gives them."""
-    return numbers(read_frames(path, all_frames)[0])
+    """The numbers of all frames, as `read_frames` gives them at once, and `stream_frames` one after another."""
+    told, streamed = numbers(read_frames(path, all_frames)[0]), list(stream_frames(path, all_frames))
+    assert [index for index, _ in streamed] == list(range(len(told)))
+    assert numbers([frame for _, frame in streamed]) == told
+    return told
 
 
 def walked(path: Path) -> list[int]:
@@ -85,14 +89,15 @@ def opencv_frames(path: Path) -> list[np.ndarray]:
 def refusal(path: Path) -> str:
     """Why a file is refused, whoever asks: one line that names it and what to do."""
     messages = set()
-    for reader in (read_track, lambda p: read_frames(p, all_frames), lambda p: [None for _ in walk(p)]):
+    for reader in (read_track, lambda p: read_frames(p, all_frames), lambda p: list(stream_frames(p, all_frames)),
+                   lambda p: [None for _ in walk(p)]):
         with pytest.raises(VideoError) as error:
             reader(path)
         messages.add(str(error.value))
     assert len(messages) == 1, messages
     message = messages.pop()
     assert message.startswith(f"{path}: ") and "\n" not in message
-    assert message.endswith("SKIP_BROKEN=1") or message.endswith("(in a table, clip_path and the data set's root folder)")
+    assert message.endswith(("SKIP_BROKEN=1", "(in a table, clip_path and the data set's root folder)"))
     return message
 
 
@@ -644,6 +649,8 @@ def test_mutants_are_used_or_refused(tmp_path, whole, suffix):
         whole_reading = outcome(lambda: sum(1 for _ in walk(path)))
         readings = [outcome(read_as_bytes, path, sampler) for sampler in SAMPLERS]
         assert readings == [outcome(read_as_bytes, path, sampler) for sampler in SAMPLERS], seed
+        streamed = outcome(lambda: len(list(stream_frames(path, all_frames))))
+        assert isinstance(streamed, str) == isinstance(whole_reading, str), seed
         if isinstance(whole_reading, int):
             assert not [reading for reading in readings if isinstance(reading, str)], seed
         refused += isinstance(whole_reading, str)

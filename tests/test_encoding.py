@@ -1,8 +1,8 @@
 import av
 import numpy as np
 import pytest
-import synthetic
 
+import synthetic
 from videos.decoding import VideoError, read_frames, read_track
 from videos.encoding import join_videos, write_video
 

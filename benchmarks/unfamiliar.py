@@ -114,7 +114,8 @@ def page(rows: pd.DataFrame) -> str:
         lines.append(f"| {' | '.join([*key, *cells])} |")
     return (f"# Telling videos of another kind\n\nMeasured on {hardware_line(environment())}. Five folds of whole "
             "groups: held-out videos of the data against all videos of another data set; mean, lowest and highest "
-            "fold. The limit of the score that is used is set by the training part alone.\n\n" + "\n".join(lines) + "\n")
+            "fold. The limit of the score that is used is set by the training part alone.\n\n"
+            + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

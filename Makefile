@@ -41,7 +41,7 @@ $(READY): requirements.txt constraints.txt
 	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' constraints.txt) && $(PY) -c 'import cv2'; }
 	@touch $@
 
-$(READY_DEV): $(READY) requirements-dev.txt
+$(READY_DEV): $(READY) requirements-dev.txt requirements-app.txt requirements-export.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
 

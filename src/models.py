@@ -322,8 +322,12 @@ def _features(stages: OrderedDict[str, nn.Module], backbone: str, time: int) -> 
     side, frames = (min(possible, key=lambda n: abs(n - small)) for possible, small in
                     ((NETWORKS[backbone].sides, 64), (NETWORKS[backbone].frames, 4)))
     device = "cpu" if frames * side * side < 500_000 else "meta"  # shapes alone, for which torch imports for seconds
-    clip = torch.zeros(1, frames, 3, side, side, device=device).movedim(1, time)
-    return nn.Sequential(copy.deepcopy(stages)).to(device).eval()(clip).shape[-1]
+    clip, usual = torch.zeros(1, frames, 3, side, side, device=device).movedim(1, time), torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # it would first prepare itself for these sizes, longer than a clip takes
+    try:
+        return nn.Sequential(copy.deepcopy(stages)).to(device).eval()(clip).shape[-1]
+    finally:
+        torch.backends.mkldnn.enabled = usual
 
 
 def recipe_preprocessing(recipe: Recipe, backbone: str) -> Preprocessing:

@@ -24,6 +24,7 @@ LISTED = 12  # segments in the table on screen, at most; the files have them all
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     asked = _parser().parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to others
     try:
         files = list(dict.fromkeys(find_videos(asked.videos or _named())))
         _check_annotated(asked.annotate, files)
@@ -163,13 +164,11 @@ def described(answer) -> str:
 
 def familiarity(answer) -> str:
     """In words: how far the video is from the training videos."""
-    nearest = answer.nearest[0]
+    nearest, far = answer.nearest[0], answer.unfamiliarity
     where = f"the nearest is {nearest['clip_path'].lstrip('/')} ({nearest['label']})"
-    if answer.unfamiliarity > 1:
-        return (f"unlike the training videos ({answer.unfamiliarity:.2f} times as far from them as 95 % of their own "
-                f"kind): the probabilities mean little; {where}")
-    return (f"like the training videos ({answer.unfamiliarity:.2f} times as far from them as 95 % of their own kind); "
-            f"{where}")
+    if far > 1:
+        return f"unlike the training videos (unfamiliarity {far:.2f}, above 1): the probabilities mean little; {where}"
+    return f"like the training videos (unfamiliarity {far:.2f}, not above 1); {where}"
 
 
 def write(answers: list, json_file: Path | None, csv_file: Path | None) -> None:

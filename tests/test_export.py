@@ -23,7 +23,7 @@ from config import ROOT, Preprocessing, get_recipe
 from conftest import REAL_CLIPS, moving_square
 from deployed import as_batch
 from deployment import package as exporting
-from deployment.graph import Fit
+from deployment.graph import Fit, FrameGraph
 from deployment.package import FORMATS, load_safetensors, open_network
 from deployment.trained import load_judge
 from experiment import load_or_train
@@ -43,8 +43,8 @@ REAL = REAL_CLIPS.with_name("ucf101-three")
 CLOSE = 1e-3  # by which logits may differ
 UNSATURATED = 0.99  # no class of a clip is more probable: where one is, large differences of logits change nothing
 # Networks are cut short, since each layer takes time to export.
-SMALL = {"precision": "float32", "num_frames": 6, "stills": 3, "size": 96, "depth": "block0", "train_views": 1,
-         "epochs": 20, "test_clips": 2, "batch_size": 8}
+SMALL = {"precision": "float32", "num_frames": 4, "stills": 2, "size": 64, "depth": "stem", "train_views": 1,
+         "epochs": 10, "test_clips": 2, "batch_size": 8}
 # Family to kind of model, modality, weights and network.
 FAMILIES = {"2D": ("2d", "diff", "packaged", None), "3D": ("3d", "diff", "packaged", None),
             "two streams": ("2d", "rgb+diff", "packaged", None), "R3D-18": ("3d", "rgb", "none", "resnet3d")}
@@ -52,7 +52,7 @@ FAMILIES = {"2D": ("2d", "diff", "packaged", None), "3D": ("3d", "diff", "packag
 
 def small_recipe(family, **changes):
     kind, modality, _, backbone = FAMILIES[family]
-    others = {"depth": "layer1", "size": 64} if backbone else {}
+    others = {"depth": "layer1", "framing": "preset"} if backbone else {}
     return get_recipe("recommended", kind, **{**SMALL, **others, **changes, "modality": modality})
 
 
@@ -150,6 +150,15 @@ def test_an_unknown_interpolation_is_refused():
         Fit(Preprocessing(interpolation="bicubic", antialias=False))
 
 
+def test_the_seeds_recipe_is_followed():
+    recipe = get_recipe("seed", "2d", num_frames=2)
+    model = build_model(recipe, 3, "none").eval()
+    frames = frames_of(recipe)
+    with torch.inference_mode():
+        logits = FrameGraph(model, recipe)(torch.from_numpy(frames)).numpy()
+    assert np.abs(logits - original_logits(model, recipe, frames)).max() < CLOSE
+
+
 # ---------------------------------------------------------------- the folder
 
 @pytest.fixture(scope="module")
@@ -241,8 +250,8 @@ def test_the_data_describe_the_network(trained, folders):
         assert about["classes"] == trained.data.classes and about["format"] == form
         assert about["checkpoint"]["sha256"] == trained.files.sha256 and about["model"] == "2d-cnn"
         seen = about["sampling"]
-        assert (seen["stills"], seen["pairs"], about["input"]["shape"][1]) == (0, 6, 12)
-        assert about["in_the_graph"]["size"] == 96 and about["in_the_graph"]["modality"] == "diff"
+        assert (seen["stills"], seen["pairs"], about["input"]["shape"][1]) == (0, 4, 8)
+        assert about["in_the_graph"]["size"] == 64 and about["in_the_graph"]["modality"] == "diff"
         assert about["versions"]["torch"] == torch.__version__.split("+")[0]
     about = read_json(folders["onnx"] / "preprocessing.json")
     session = onnxruntime.InferenceSession(folders["onnx"] / about["file"])
@@ -296,7 +305,7 @@ def test_loading_never_unpickles(folders, monkeypatch):
     for owner, names in ((pickle, ("load", "loads", "Unpickler")), (torch, ("load",))):
         for name in names:
             monkeypatch.setattr(owner, name, poisoned)
-    frames = np.zeros((1, 12, 40, 40, 3), np.uint8)
+    frames = np.zeros((1, 8, 40, 40, 3), np.uint8)
     first, *others = [open_network(folder)(frames) for folder in folders.values()]
     assert all(np.abs(other - first).max() < CLOSE for other in others)
 
@@ -310,6 +319,8 @@ def test_a_damaged_file_is_named(folders, form, tmp_path):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=rf"{file.name}: damaged"):
         open_network(folder)
+    with pytest.raises(FileNotFoundError, match="no export there"):
+        open_network(tmp_path)
     file.write_bytes(data[:len(data) // 2])
     if form != "safetensors":
         finished = run(folder, "no.avi")
@@ -383,7 +394,7 @@ def real_data(tmp_path_factory):
 
 @pytest.mark.parametrize("family", ["2D", "3D", "two streams"])
 def test_real_clips(real_data, family, tmp_path, monkeypatch):
-    its = train(real_data, small_recipe(family, depth="block2"), tmp_path)
+    its = train(real_data, small_recipe(family, depth="block1"), tmp_path)
     kind = its.recipe.kind
     exported(monkeypatch, real_data, "--model", kind, "--out", tmp_path / "out")
     table = read_predictions(its.files.predictions)

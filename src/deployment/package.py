@@ -20,9 +20,8 @@ from comparison import load_results
 from config import Recipe, title_of
 from deployment.cnn import load_network
 from deployment.graph import OPEN_SIZES, FrameGraph, traced
-from deployment.trained import CNNS, saved_model, saved_recipe
-from files import ModelFiles, file_hash, read_json, read_predictions, write_json
-from metrics import fit_temperature
+from deployment.trained import CNNS, saved_model, saved_recipe, temperature_of
+from files import ModelFiles, file_hash, read_json, write_json
 from models import VideoModel, build_model
 from sampling import FrameSampler
 from transforms import DIFFERENCE_GAIN
@@ -122,14 +121,15 @@ FORMATS = {
 # ---------------------------------------------------------------- reading a folder
 
 def open_network(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """An exported network: (V, F, H, W, 3) uint8 RGB frames to (V, K) float32 logits. Nothing is unpickled.
+    """An exported network: (V, F, H, W, 3) uint8 RGB frames to (V, K) float32 logits. Of what `export_model` wrote,
+    nothing is unpickled.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: its file is not the one that the folder describes.
-        FileNotFoundError: it is missing.
     """
-    about = read_json(folder / ABOUT)
-    return FORMATS[about["format"]].open(_checked(folder, about))
+    about = _about(folder)
+    return FORMATS[about["format"]].open(folder / about["file"])
 
 
 def load_safetensors(folder: str | Path) -> tuple[VideoModel, Recipe]:
@@ -141,19 +141,23 @@ def load_safetensors(folder: str | Path) -> tuple[VideoModel, Recipe]:
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    config, path = read_json(folder / CONFIG), _checked(folder, read_json(folder / ABOUT))
+    about, config = _about(folder), read_json(folder / CONFIG)
     recipe = Recipe(**config["recipe"])
     model = build_model(recipe, config["num_classes"], "none", config["backbone"])
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(load_file(folder / about["file"]))
     model.source = config["weights"]
     return model.eval(), recipe
 
 
-def _checked(folder: Path, about: dict) -> Path:
+def _about(folder: Path) -> dict:
+    """What a folder says of its network, whose file is that which it describes."""
+    about = read_json(folder / ABOUT)
+    if not about:
+        raise FileNotFoundError(f"{folder}: no export there")
     path = folder / about["file"]
     if file_hash(path) != about["sha256"]:
         raise ValueError(f"{path}: damaged, or not the file that {ABOUT} describes (another sha256); export it again")
-    return path
+    return about
 
 
 # ---------------------------------------------------------------- writing a folder
@@ -207,7 +211,7 @@ def _described(form: str, model: VideoModel, recipe: Recipe, files: ModelFiles, 
     packages = ("torch", *FORMATS[form].packages)
     return {
         "format": form, "file": FORMATS[form].file, "model": files.model_name, "network": title_of(model.backbone),
-        "classes": saved["classes"], "temperature": _temperature(files),
+        "classes": saved["classes"], "temperature": temperature_of(files),
         "input": {"name": "frames", "type": "uint8", "shape": ["views", frames, "height", "width", 3],
                   "meaning": "RGB frames as they are decoded, in the order of the sampling"},
         "output": {"name": "logits", "type": "float32", "shape": ["views", len(saved["classes"])],
@@ -224,11 +228,6 @@ def _described(form: str, model: VideoModel, recipe: Recipe, files: ModelFiles, 
         "checkpoint": {"file": files.checkpoint.name, "sha256": files.sha256},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }
-
-
-def _temperature(files: ModelFiles) -> float:
-    """As in a model's `Reference`, which needs the training videos."""
-    return fit_temperature(read_predictions(files.validation)) if files.is_current(files.validation) else 1.0
 
 
 def _compare(exported: Callable[[np.ndarray], np.ndarray], graph: FrameGraph, count: int, model: VideoModel) -> None:

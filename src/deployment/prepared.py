@@ -10,7 +10,7 @@ import numpy as np
 from config import Recipe
 from deployment.answer import Model
 from deployment.reference import Reference, make_reference, read_reference, write_reference
-from deployment.trained import CNNS, Judge, NotTrained, load_judge, saved_model
+from deployment.trained import CNNS, Judge, NotTrained, load_judge, saved_model, temperature_of
 from files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _computed(judge: Judge, dataset: str) -> Reference:
     table = data.table("train")
     seconds = table["clip_path"].map(data.facts.set_index("clip_path")["duration"])
     return make_reference(judge.files.sha256, _features(judge, data, saved), table["clip_path"].tolist(),
-                          table["label"].tolist(), table["group"].tolist(), seconds.to_numpy(), _temperature(judge))
+                          table["label"].tolist(), table["group"].tolist(), seconds.to_numpy(),
+                          temperature_of(judge.files))
 
 
 def _features(judge: Judge, data: VideoData, saved: dict) -> np.ndarray:
@@ -85,17 +86,6 @@ def _features(judge: Judge, data: VideoData, saved: dict) -> np.ndarray:
     from deployment.classical import embedded
 
     return embedded(judge.pipeline, model_input(judge.name, data.table("train"), data.root, CACHE))
-
-
-def _temperature(judge: Judge) -> float:
-    """Fitted to the validation predictions of a CNN; classical models give calibrated probabilities."""
-    validation = getattr(judge.files, "validation", None)
-    if validation is None or not judge.files.is_current(validation):
-        return 1.0
-    from files import read_predictions
-    from metrics import fit_temperature
-
-    return fit_temperature(read_predictions(validation))
 
 
 def _fusion_weights(judges: list[Judge]) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from config import DEFAULT_BACKBONE, Recipe
-from files import ClassicalFiles, ModelFiles, ResultFiles, file_hash, read_json, shown
+from files import ClassicalFiles, ModelFiles, ResultFiles, file_hash, read_json, read_predictions, shown
 from videos.decoding import VideoInfo
 
 CNNS = ("2d", "3d")
@@ -86,6 +86,17 @@ def _classical(results: Path) -> list[str]:
 def saved_recipe(saved: dict) -> Recipe:
     """The recipe of a saved CNN, from its sidecar: with the modality that was chosen."""
     return dataclasses.replace(Recipe(**saved["recipe"]), modality=saved["modality"])
+
+
+def temperature_of(files: ModelFiles) -> float:
+    """Fitted to the validation predictions of this very CNN; 1 where there are none, and for classical models, whose
+    probabilities are calibrated."""
+    validation = getattr(files, "validation", None)
+    if validation is None or not files.is_current(validation):
+        return 1.0
+    from metrics import fit_temperature
+
+    return fit_temperature(read_predictions(validation))
 
 
 def load_judge(name: str, results: Path, device: str | None = None) -> Judge:

@@ -249,6 +249,19 @@ def cover_first(path: Path) -> Path:
     return path
 
 
+def zeroed(path: Path, to: Path, which: slice) -> Path:
+    """A copy in which some packets are zeros."""
+    data, places, at = bytearray(path.read_bytes()), [], 0
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            at = data.index(bytes(packet), at)
+            places.append(slice(at, at + packet.size))
+    for place in places[:-1][which]:
+        data[place] = bytes(place.stop - place.start)
+    to.write_bytes(data)
+    return to
+
+
 def mutant(data: bytes, rng: np.random.Generator) -> bytes:
     """A file with some bytes other, zeroed, left out or cut off."""
     data, start, length = bytearray(data), int(rng.integers(len(data))), int(rng.integers(1, len(data) // 4))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench
 import seed_pipeline
 import table
+import unfamiliar
 
 
 def one_clip(root: Path, frames: np.ndarray) -> VideoData:
@@ -96,3 +98,21 @@ def test_smallest_run(tiny_dataset, monkeypatch, tmp_path, capsys):
     page = next((tmp_path / "benchmarks").glob("*.md")).read_text(encoding="utf-8")
     assert re.search(r"\| av \| clips per second \| .* \| \*\*\d+\.\dx\*\* \|", page)
     assert page in capsys.readouterr().out
+
+
+def test_the_page_on_strangers_states_means_and_the_range_of_folds():
+    rows = [{"data": "own", "strangers": "others", "model": "2D-CNN", "fold": fold,
+             **unfamiliar.row(unfamiliar.USED, np.array([0.1, 0.2, top]), np.array([0.3, 0.4])), "own above 1": 0.0,
+             "strangers above 1": 0.5} for fold, top in ((1, 0.25), (2, 0.35))]
+    plain = {**rows[0], **unfamiliar.row("another score", np.array([1.0]), np.array([0.0]))}
+    plain = {name: value for name, value in plain.items() if "above" not in name}
+    text = unfamiliar.page(pd.DataFrame([*rows, plain]))
+    assert f"| own | others | 2D-CNN | {unfamiliar.USED} | 0.917 (0.83 to 1.00) | 0.000 (0.00 to 0.00) |" in text
+    assert "| another score | 0.000 (0.00 to 0.00) | – | – |" in text
+
+
+def test_distances_of_strangers_are_euclidean():
+    rng = np.random.default_rng(0)
+    known, asked = rng.normal(size=(20, 5)), rng.normal(size=(7, 5))
+    expected = np.sort(np.linalg.norm(asked[:, None] - known, axis=2), axis=1)[:, :unfamiliar.NEIGHBOURS].mean(axis=1)
+    np.testing.assert_allclose(unfamiliar.nearest(asked, known), expected)

@@ -38,6 +38,7 @@ from synthetic import (
     write,
     write_fast,
     write_song,
+    zeroed,
 )
 from videos import decoding
 from videos.decoding import (
@@ -538,19 +539,6 @@ def test_an_mp4_whose_frames_were_cut_off_is_refused(tmp_path):
     """Its index comes first, as in files for the web."""
     path = write(tmp_path / "whole.mp4", 60, muxing={"movflags": "+faststart"})
     assert "breaks off after frame" in refusal(cut(path, tmp_path / "cut.mp4", 0.9))
-
-
-def zeroed(path: Path, to: Path, which: slice) -> Path:
-    """A copy in which some packets are zeros."""
-    data, places, at = bytearray(path.read_bytes()), [], 0
-    with av.open(str(path)) as container:
-        for packet in container.demux(video=0):
-            at = data.index(bytes(packet), at)
-            places.append(slice(at, at + packet.size))
-    for place in places[:-1][which]:
-        data[place] = bytes(place.stop - place.start)
-    to.write_bytes(data)
-    return to
 
 
 def test_an_mp4_with_many_zeros_is_refused(tmp_path, whole):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import predict
+import synthetic
 from classical import classifiers
 from config import ROOT, get_recipe
 from conftest import moving_square, write_video
@@ -142,6 +143,9 @@ class Counting:
 
     classes, most = ("a", "b"), 0
 
+    def __init__(self):
+        self.seen = {}
+
     def views(self, info):
         return [self.view(info, 0, info.frames)]
 
@@ -154,6 +158,7 @@ class Counting:
     def judge(self, views, pictures, fps, known):
         self.most = max(self.most, len(pictures))
         assert all(index in pictures for view in views for index in view)
+        self.seen |= {index: pictures[index] for view in views for index in view.tolist()}
         return np.full((len(views), 2), 0.5), np.ones((len(views), 4))
 
 
@@ -169,6 +174,21 @@ def test_frames_are_let_go_of(tmp_path):
     judge, path = Counting(), long_video(tmp_path / "long.avi", (0, 1, 2, 0, 1, 2), 100)
     said = answer(path, Model("counting", [judge], [reference()], [1.0]))
     assert len(said.starts) > 150 and judge.most < 60
+
+
+@pytest.mark.parametrize("lost", [slice(5, 7), slice(60, 62)])
+def test_a_file_that_lost_frames_is_judged_by_those_it_has(tmp_path, lost):
+    """Where the frames that come out are fewer than the packets, which shows in the middle, all begins anew."""
+    path = synthetic.zeroed(synthetic.write(tmp_path / "whole.mp4", 80, options={"g": "1"}), tmp_path / "a.mp4", lost)
+    shown = {}
+    for index, frame in enumerate(read_frames(path, lambda info: range(info.frames))[0]):
+        shown[index] = frame.mean()
+    judge = Counting()
+    for longest in (0.4, 10.0):
+        judge.seen = {}
+        said = answer(path, Model("counting", [judge], [reference(longest_seconds=longest)], [1.0]))
+        assert said.seconds == pytest.approx(len(shown) / 25) and len(said.starts) == len(said.course) > 10
+        assert judge.seen == pytest.approx(shown)
 
 
 @settings(deadline=None, max_examples=200)

@@ -164,7 +164,7 @@ def answer(path: str | Path, model: Model, tell: Callable[[int, int], None] = la
         VideoError: as `stream_frames`.
     """
     found = _Watch(model)
-    for index, picture in stream_frames(path, found.choose):
+    for index, picture in stream_frames(path, found.choose, anew=True):
         found.see(index, picture)
         tell(index + 1, found.frames)
     return found.conclude(Path(path))
@@ -174,14 +174,14 @@ class _Watch:
     """Frames as they come, judged as soon as the views that want them are complete, and then let go of."""
 
     def __init__(self, model: Model):
-        self.model, self.plan, self.frames = model, None, 0
-        self.pictures: list[dict[int, object]] = [{} for _ in model.judges]
-        self.known: list[dict[tuple[int, ...], object]] = [{} for _ in model.judges]
-        self.judged: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in model.judges]  # windows, in batches
-        self.done = 0  # windows
+        self.model = model
 
     def choose(self, info: VideoInfo) -> np.ndarray:
-        self.plan, self.frames = plan(self.model, info), info.frames
+        """Begins; anew, where another count of frames shows."""
+        self.plan, self.frames, self.done = plan(self.model, info), info.frames, 0  # windows that are judged
+        self.pictures: list[dict[int, object]] = [{} for _ in self.model.judges]
+        self.known: list[dict[tuple[int, ...], object]] = [{} for _ in self.model.judges]
+        self.judged: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in self.model.judges]  # in batches
         self._wanted = [set(np.concatenate([*whole, *over]).tolist()) for whole, over in self.plan.views]
         self._of_whole = [set(np.concatenate(whole).tolist()) if whole else set() for whole, _ in self.plan.views]
         return self.plan.wanted()

@@ -382,12 +382,13 @@ def read_timed_frames(path: str | Path, choose: Callable[[VideoInfo], Iterable[i
     return frames, indices / (info.fps or DEFAULT_RATE)
 
 
-def stream_frames(path: str | Path, choose: Callable[[VideoInfo], np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+def stream_frames(path: str | Path, choose: Callable[[VideoInfo], np.ndarray],
+                  anew: bool = False) -> Iterator[tuple[int, np.ndarray]]:
     """The wanted frames of a file one after another, so that files of any length take the memory of a frame.
 
     Arguments as `read_frames`, but that each wanted frame comes once, in order: its index, and (H, W, 3) uint8. Where
     the file turns out to give other frames than its packets promise, `choose` is asked again with their count, and what
-    it wants behind the frames that were given follows.
+    it wants behind the frames that were given follows; `anew`, all that it wants.
 
     Raises:
         VideoError: as `read_frames`; frames may have been given by then.
@@ -395,7 +396,7 @@ def stream_frames(path: str | Path, choose: Callable[[VideoInfo], np.ndarray]) -
     track, given = replace(read_track(path), keys=[]), -1  # without key frames: nothing is skipped
     for _ in range(3):
         wanted = np.unique(np.asarray(choose(track.info), dtype=np.int64))
-        wanted = wanted[wanted > given]
+        wanted = wanted if anew else wanted[wanted > given]
         try:
             for index, picture in zip(wanted.tolist(), _stream(path, track, track.in_file(wanted)), strict=True):
                 yield index, picture

@@ -153,22 +153,13 @@ def described(answer) -> str:
     """An answer as lines on the screen."""
     order = answer.probabilities.argsort()[::-1]
     shares = "  ".join(f"{answer.classes[i]} {answer.probabilities[i]:.2f}" for i in order[:5])
-    lines = [f"{answer.file}   {answer.seconds:.1f} s   {shares}", f"    {familiarity(answer)}"]
+    lines = [f"{answer.file}   {answer.seconds:.1f} s   {shares}", f"    {answer.familiarity()}"]
     segments = answer.segments() if len(answer.starts) else []
     lines += [f"    {its['start']:7.1f} to {its['end']:.1f} s   {its['class']} {its['probability']:.2f}"
               for its in segments[:LISTED]]
     if len(segments) > LISTED:
         lines.append(f"    and {len(segments) - LISTED} more (--csv or --json has all)")
     return "\n".join(lines)
-
-
-def familiarity(answer) -> str:
-    """In words: how far the video is from the training videos."""
-    nearest, far = answer.nearest[0], answer.unfamiliarity
-    where = f"the nearest is {nearest['clip_path'].lstrip('/')} ({nearest['label']})"
-    if far > 1:
-        return f"unlike the training videos (unfamiliarity {far:.2f}, above 1): the probabilities mean little; {where}"
-    return f"like the training videos (unfamiliarity {far:.2f}, not above 1); {where}"
 
 
 def write(answers: list, json_file: Path | None, csv_file: Path | None) -> None:

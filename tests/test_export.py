@@ -25,7 +25,7 @@ from deployed import as_batch
 from deployment import package as exporting
 from deployment.graph import Fit, FrameGraph
 from deployment.package import FORMATS, load_safetensors, open_network
-from deployment.trained import load_judge
+from deployment.prepared import load_judge
 from experiment import load_or_train
 from files import read_json, read_predictions
 from metrics import fit_temperature

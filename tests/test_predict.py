@@ -17,9 +17,9 @@ from classical import classifiers
 from config import ROOT, get_recipe
 from conftest import moving_square, write_video
 from deployment.answer import Answer, Model, answer, plan
-from deployment.prepared import load_model
+from deployment.prepared import load_judge, load_model
 from deployment.reference import Reference, make_reference, read_reference
-from deployment.trained import NotTrained, load_judge
+from deployment.trained import NotTrained
 from evaluation import predict_validation
 from experiment import load_or_train
 from experiment import predict as predict_part

@@ -55,6 +55,15 @@ class Answer:
         """The most probable class."""
         return self.classes[int(self.probabilities.argmax())]
 
+    def familiarity(self) -> str:
+        """In words: how far the video is from the training videos."""
+        nearest, far = self.nearest[0], self.unfamiliarity
+        where = f"the nearest is {nearest['clip_path'].lstrip('/')} ({nearest['label']})"
+        if far > 1:
+            return (f"unlike the training videos (unfamiliarity {far:.2f}, above 1): the probabilities mean little; "
+                    f"{where}")
+        return f"like the training videos (unfamiliarity {far:.2f}, not above 1); {where}"
+
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
         """Seconds at which something changes (S + 1,), and (S, K) probabilities between them: the mean of the windows
         that cover the time; those of the whole where there are no windows."""

@@ -16,7 +16,7 @@ from videos.decoding import VideoInfo
 
 
 class Classical:
-    """A `trained.Judge` that sees descriptors; errors as `trained.load_judge`."""
+    """A `trained.Judge` that sees descriptors; errors as `prepared.load_judge`."""
 
     def __init__(self, name: str, results: Path):
         self.files, saved = saved_model(name, results)

@@ -34,7 +34,7 @@ def load_network(files: ResultFiles, saved: dict) -> VideoModel:
 
 
 class Cnn:
-    """A `trained.Judge` of kind `2d` or `3d`; errors as `trained.load_judge`.
+    """A `trained.Judge` of kind `2d` or `3d`; errors as `prepared.load_judge`.
 
     Where the trunk sees frames by themselves, what it gives of one is kept: overlapping stretches share it.
     """

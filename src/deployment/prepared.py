@@ -10,7 +10,7 @@ import numpy as np
 from config import Recipe
 from deployment.answer import Model
 from deployment.reference import Reference, make_reference, read_reference, write_reference
-from deployment.trained import CNNS, Judge, NotTrained, load_judge, saved_model, temperature_of
+from deployment.trained import CNNS, Judge, NotTrained, saved_model, temperature_of
 from files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -41,6 +41,22 @@ def load_model(name: str, dataset: str, results: Path, device: str | None = None
         return Model("fusion of " + " and ".join(judge.title for judge in judges), judges, references,
                      _fusion_weights(judges))
     return Model(judges[0].title, judges, references, [1 / references[0].temperature])
+
+
+def load_judge(name: str, results: Path, device: str | None = None) -> Judge:
+    """A trained model. What its kind needs is imported now, and no more.
+
+    Raises:
+        NotTrained: as `trained.saved_model`.
+        WeightsError, classical.classifiers.ModelError: its file can't be loaded.
+    """
+    if name in CNNS:
+        from deployment.cnn import Cnn
+
+        return Cnn(name, results, device)
+    from deployment.classical import Classical
+
+    return Classical(name, results)
 
 
 def _reference(judge: Judge, dataset: str) -> Reference:

@@ -20,7 +20,6 @@ from deployment.answer import Answer, Model, answer
 from deployment.prepared import FUSED, FUSION, load_model
 from deployment.trained import CNNS, Judge, saved_files
 from files import read_json
-from predict import familiarity
 from studies.gradcam import class_maps
 from transforms import framed, normalized
 from videos.decoding import DEFAULT_RATE, VideoError, VideoInfo, read_frames, read_track
@@ -81,7 +80,7 @@ class Adviser:
         said = answer(path, model, lambda done, frames: tell("Watching the video", done / frames))
         tell("Drawing what it looked at", None)
         return PAGES.get_template("answer.html.j2").render(
-            said=said, called=called, bars=bars(said), familiarity=familiarity(said), segments=said.segments(),
+            said=said, called=called, bars=bars(said), familiarity=said.familiarity(), segments=said.segments(),
             listed=SEGMENTS, chart=chart(said), stretch=telling_stretch(said),
             strips=[(judge.title, strip(judge, said)) for judge in model.judges if judge.name in CNNS],
             nearest=[its | {"picture": thumbnail(clip_file(self.root, its["clip_path"]))} for its in said.nearest],

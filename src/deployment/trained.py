@@ -97,19 +97,3 @@ def temperature_of(files: ModelFiles) -> float:
     from metrics import fit_temperature
 
     return fit_temperature(read_predictions(validation))
-
-
-def load_judge(name: str, results: Path, device: str | None = None) -> Judge:
-    """A trained model. What its kind needs is imported now, and no more.
-
-    Raises:
-        NotTrained: as `saved_model`.
-        WeightsError, classical.classifiers.ModelError: its file can't be loaded.
-    """
-    if name in CNNS:
-        from deployment.cnn import Cnn
-
-        return Cnn(name, results, device)
-    from deployment.classical import Classical
-
-    return Classical(name, results)

@@ -190,7 +190,8 @@ class _Watch:
         self.plan, self.frames, self.done = plan(self.model, info), info.frames, 0  # windows that are judged
         self.pictures: list[dict[int, object]] = [{} for _ in self.model.judges]
         self.known: list[dict[tuple[int, ...], object]] = [{} for _ in self.model.judges]
-        self.judged: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in self.model.judges]  # in batches
+        self.course, self.unfamiliar = [np.empty((0, len(self.model.classes)))], [np.empty(0)]  # of windows, in batches
+        self.likest = math.inf, np.empty(0)  # the least unfamiliarity of a window, and the first judge's features of it
         self._wanted = [set(np.concatenate([*whole, *over]).tolist()) for whole, over in self.plan.views]
         self._of_whole = [set(np.concatenate(whole).tolist()) if whole else set() for whole, _ in self.plan.views]
         return self.plan.wanted()
@@ -208,20 +209,24 @@ class _Watch:
         if until <= self.done:
             return
         next_start = self.plan.windows[until, 0] if until < len(self.plan.windows) else self.frames
+        said = []
         for n, judge in enumerate(self.model.judges):
-            _, over = self.plan.views[n]
-            self.judged[n].append(judge.judge(over[self.done:until], self.pictures[n], self.plan.fps, self.known[n]))
+            over = self.plan.views[n][1][self.done:until]
+            said.append(judge.judge(over, self.pictures[n], self.plan.fps, self.known[n]))
             self.known[n] = {key: value for key, value in self.known[n].items() if key[0] >= next_start}
             self.pictures[n] = {index: picture for index, picture in self.pictures[n].items()
                                 if index >= next_start or index in self._of_whole[n]}
+        course, far = self._together(said)
+        self.course.append(course)
+        self.unfamiliar.append(far)
+        if far.min() < self.likest[0]:
+            self.likest = far.min(), said[0][1][far.argmin()].copy()
         self.done = until
 
     def conclude(self, path: Path) -> Answer:
         model, plan = self.model, self.plan
         self._judge(len(plan.windows))
-        over = [tuple(map(np.concatenate, zip(*batches, strict=True))) for batches in self.judged]
-        nothing = np.empty((0, len(model.classes))), np.empty(0)
-        course, unfamiliar = self._together(over) if len(plan.windows) else nothing
+        course, unfamiliar = np.concatenate(self.course), np.concatenate(self.unfamiliar)
         if plan.whole:
             views = [judge.judge(whole, pictures, plan.fps, {}) for judge, (whole, _), pictures
                      in zip(model.judges, plan.views, self.pictures, strict=True)]
@@ -229,7 +234,7 @@ class _Watch:
                     for probabilities, features in views]
             (overall,), (far,), (seen,) = *self._together(clip), clip[0][1]
         else:
-            overall, far, seen = course.mean(axis=0), np.median(unfamiliar), over[0][1][unfamiliar.argmin()]
+            overall, far, seen = course.mean(axis=0), np.median(unfamiliar), self.likest[1]
         starts, ends = (plan.windows / plan.fps).T
         return Answer(path, model.title, plan.seconds, model.classes, overall, float(far),
                       model.references[0].nearest(seen), starts, ends, course, unfamiliar)

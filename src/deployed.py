@@ -44,8 +44,13 @@ class FrozenTrunk:
         if precision == "auto":
             precision = "bfloat16" if computes_bfloat16(device) else "float32"
         self.model, self.transform, self.device, self.precision = model, transform, device, precision
-        form = hashlib.sha256(repr(model.trunk).encode()).hexdigest()  # what has no parameters, such as pooling
-        self.folder = f"activations/{model.backbone}-{state_hash(model.trunk)[:16]}-{form[:8]}"  # below the cache
+
+    @cached_property
+    def folder(self) -> str:
+        """Where its activations are kept, below the cache."""
+        trunk = self.model.trunk
+        form = hashlib.sha256(repr(trunk).encode()).hexdigest()  # what has no parameters, such as pooling
+        return f"activations/{self.model.backbone}-{state_hash(trunk)[:16]}-{form[:8]}"
 
     @cached_property
     def trunk(self) -> nn.Module:

@@ -86,7 +86,8 @@ class Squeeze(nn.Module):
 def eval_transform(prep: Preprocessing, stills: int | None = None) -> ClipTransform:
     """The whole frame, or resize and centre crop, equal to the last bit to the weights' own evaluation preset; `stills`
     as `ClipTransform`."""
-    steps = [squeeze(prep)] if prep.resize == (prep.crop, prep.crop) else _augmentation().preset_steps(prep)
+    fit = squeeze(prep)
+    steps = [fit] if fit else _augmentation().preset_steps(prep)
     return ClipTransform(steps, prep.mean, prep.std, stills)
 
 
@@ -95,13 +96,14 @@ def train_transform(prep: Preprocessing, stills: int | None = None) -> ClipTrans
 
     Where the whole frame is squeezed into the square nothing is cropped; differences alone keep their colours.
     """
-    fit = squeeze(prep) if prep.resize == (prep.crop, prep.crop) else None
-    return ClipTransform(_augmentation().random_steps(prep, fit, colour=stills != 0), prep.mean, prep.std, stills)
+    steps = _augmentation().random_steps(prep, squeeze(prep), colour=stills != 0)
+    return ClipTransform(steps, prep.mean, prep.std, stills)
 
 
-def squeeze(prep: Preprocessing) -> Squeeze:
-    """Fits the whole frame into the square."""
-    return Squeeze(prep.crop, prep.interpolation, prep.antialias)
+def squeeze(prep: Preprocessing) -> Squeeze | None:
+    """Fits the whole frame into the square; None where the preset crops."""
+    whole = prep.resize == (prep.crop, prep.crop)
+    return Squeeze(prep.crop, prep.interpolation, prep.antialias) if whole else None
 
 
 def seed_transform(train: bool) -> Callable:

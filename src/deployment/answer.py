@@ -149,8 +149,8 @@ def plan(model: Model, info: VideoInfo) -> Plan:
     """What to look at of a video: all of it where it is no longer than training videos are; and windows as long as
     these are in the median, where two of them or more fit into it."""
     fps, reference = info.fps or DEFAULT_RATE, model.references[0]
-    seconds, parts = reference.median_seconds, PARTS[-1]
-    parts = next((its for its in PARTS if seconds / its <= HOP), parts)
+    seconds = reference.median_seconds
+    parts = next((its for its in PARTS if seconds / its <= HOP), PARTS[-1])
     hop = max(round(seconds * fps / parts), 1)
     length = min(hop * parts, info.frames)
     whole = info.frames <= math.ceil(reference.longest_seconds * fps) + 1

@@ -96,8 +96,8 @@ class Fit(nn.Module):
         if (self.cubic and not self.antialias) or prep.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"{prep.interpolation} interpolation, antialias={prep.antialias}: not known to the export")
         self.resize, self.side, self.by_pillow = prep.resize, prep.crop, by_pillow
-        squeezed = prep.resize == (prep.crop, prep.crop)
-        self.whole = by_pillow or (squeezed and squeeze(prep).in_whole_numbers)
+        squeezed = squeeze(prep)
+        self.whole = by_pillow or (squeezed is not None and squeezed.in_whole_numbers)
         self.weighed = torch.float64 if self.whole else torch.float32  # in what the weights are computed
         self.summed = torch.float64 if by_pillow else torch.float32  # Pillow's weights times 255 don't fit 24 bits
 

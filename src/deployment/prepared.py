@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import Recipe
+from config import CACHE, Recipe
 from deployment.answer import Model
 from deployment.reference import Reference, make_reference, read_reference, write_reference
 from deployment.trained import CNNS, Judge, NotTrained, saved_model, temperature_of
@@ -70,14 +70,10 @@ def _reference(judge: Judge, dataset: str) -> Reference:
 
 def _computed(judge: Judge, dataset: str) -> Reference:
     """The reference of a judge, of the training videos of its data set."""
-    import os
-
-    from config import asked_number, name_list
-    from videos.library import open_data
+    from videos.library import open_asked
 
     results = judge.files.root
-    data = open_data(dataset, os.environ.get("SPLIT") or None, name_list(os.environ.get("CLASSES", "")),
-                     asked_number("SEED"), results if dataset == "ucf101" else results.parent)
+    data = open_asked(dataset, look_first=False, results=results if dataset == "ucf101" else results.parent)
     _, saved = saved_model(judge.name, results)
     if saved["split"] != data.split["sha256"]:
         raise NotTrained(f"{data.root}: other clips, classes or another split than the {judge.title} was trained on: "
@@ -98,7 +94,6 @@ def _features(judge: Judge, data: VideoData, saved: dict) -> np.ndarray:
                       str(judge.device))
         return pooled_features(its.build(), "train")
     from classical.classifiers import model_input
-    from config import CACHE
     from deployment.classical import embedded
 
     return embedded(judge.pipeline, model_input(judge.name, data.table("train"), data.root, CACHE))

@@ -197,7 +197,8 @@ def _described(data: VideoData, found: Folder, facts: pd.DataFrame, clips: pd.Da
     return replace(data, class_map=labels, split=about, facts=facts.drop(columns="glances"), findings=table)
 
 
-def open_asked() -> VideoData:
-    """The data set that DATASET, SPLIT, CLASSES and SEED in the environment ask for, with a look first."""
-    return open_data(os.environ.get("DATASET") or "demo", os.environ.get("SPLIT") or None,
-                     name_list(os.environ.get("CLASSES", "")), asked_number("SEED"), look_first=True)
+def open_asked(dataset: str | None = None, look_first: bool = True, **settings) -> VideoData:
+    """The data set that DATASET, or `dataset`, and SPLIT, CLASSES and SEED in the environment ask for, with a look
+    first; other `settings` as `open_data`."""
+    return open_data(dataset or os.environ.get("DATASET") or "demo", os.environ.get("SPLIT") or None,
+                     name_list(os.environ.get("CLASSES", "")), asked_number("SEED"), look_first=look_first, **settings)

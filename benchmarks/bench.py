@@ -8,9 +8,9 @@ not depend. Writes results/benchmarks/<machine>.json and .md.
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,23 +29,31 @@ import psutil
 import torch
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
+import reference_pipeline
 import seed_pipeline
 from config import CACHE, DEFAULT_BACKBONE, RESULTS, ROOT, get_recipe
 from data_loader import ClipViews, limit_threads, load_dataset
+from deployed import FrozenTrunk
+from engines import ENGINES
 from evaluation import evaluate
 from experiment import Experiment, load_or_train, untrained
 from files import shown, write_json
-from machine import environment, hardware_line
+from machine import computes_bfloat16, environment, hardware_line
 from sampling import segment_indices
 from table import markdown
 from transforms import apply_transform
 from utils import eval_one_epoch, make_optimizer, train_one_epoch
 from videos.decoding import read_frames
+from videos.encoding import write_video
 from videos.library import VideoData, open_data
 
 SEED_STEPS = 3  # batches timed of the seed's training, after one to warm up
-SIZES = (1, 2, 4)  # in how many times the clips the growth of cost is measured
+SIZES = (1000, 4000, 13320)  # tiny clips, by whose number the growth of cost is measured
+TINY = {"modality": "diff", "num_frames": 2, "size": 32, "train_views": 1, "test_clips": 1, "sampling": "segments"}
+REFERENCE_BATCH = 4  # of torchvision's 24: memory; the time per clip is the same
+PRODUCT = 3072  # rows and columns of the matrices by which the processor's speed is measured
 
 
 # ---------------------------------------------------------------- the whole study
@@ -79,18 +87,40 @@ def measure_ours(kind: str, clips: str) -> dict:
                 "second_training_s": stopwatch(study, kind, data, lr=1e-3)}
 
 
-def measure_growth(kind: str, times: int, clips: str) -> dict:
-    """Features, two epochs and test on `times` times 6 training clips per class, one test and one validation clip."""
+def measure_reference(clips: str) -> dict:
+    """Seconds per clip of training as torchvision's reference does it, loading included, in its steady state."""
+    data = open_clips(clips)
+    model, dataset = reference_pipeline.build(len(data.classes)), reference_pipeline.ReferenceClips(data)
+    epoch = partial(train_one_epoch, model, criterion=torch.nn.CrossEntropyLoss(), device="cpu",
+                    optimizer=reference_pipeline.optimizer(model))
+    batches = iter(DataLoader(dataset, REFERENCE_BATCH, shuffle=True, num_workers=reference_pipeline.WORKERS))
+    epoch(islice(batches, 1))
+    seconds = stopwatch(epoch, islice(batches, SEED_STEPS)) / (SEED_STEPS * REFERENCE_BATCH)
+    return {"s_per_clip": seconds, "epoch_s": seconds * data.split["clips"]["train"],
+            "whole_s": seconds * len(dataset) * reference_pipeline.EPOCHS}
+
+
+def measure_growth(count: int, clips: str) -> dict:
+    """Milliseconds per clip of opening a data set of so many tiny clips (every one decoded, splits made), and of
+    features, two epochs, and test."""
     with tempfile.TemporaryDirectory() as folder:
-        root, source = Path(folder, "clips"), open_clips(clips)
-        for label, rows in pd.concat([source.table(part) for part in source.splits]).groupby("label"):
-            (root / label).mkdir(parents=True)
-            for i in range(8 * times):
-                name = f"v_{label}_g{i // times + 1:02d}_c{i % times + 1:02d}.avi"
-                shutil.copy(f"{source.root}{rows['clip_path'].iloc[i % len(rows)]}", root / label / name)
-        data = open_clips(str(root), Path(folder, "results"))
-        seconds = stopwatch(lambda: evaluate(study(kind, data, epochs=2)))
-        return {"clips": sum(data.split["clips"].values()), "seconds": seconds}
+        root = Path(folder, "clips")
+        for number in range(count):
+            label, group, clip = f"class{number % 3}", number // 12, number // 3 % 4
+            write_video(root / label / f"v_{label}_g{group:05d}_c{clip:02d}.mp4", tiny_clip(number), 25.0)
+        started = time.perf_counter()
+        data = open_data(str(root), "group", results=Path(folder, "results"), cache=Path(folder, "cache"))
+        opened = time.perf_counter() - started
+        seconds = stopwatch(lambda: evaluate(study("2d", data, epochs=2, **TINY)))
+        return {"clips": count, "open_ms": 1000 * opened / count, "study_ms": 1000 * seconds / count,
+                "whole_ms": 1000 * (opened + seconds) / count}
+
+
+def tiny_clip(number: int) -> np.ndarray:
+    """(12 to 19, 48, 64, 3) uint8: a scene of its own that moves."""
+    rng = np.random.default_rng(number)
+    scene = np.kron(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    return np.stack([scene[t:t + 48, t:t + 64] for t in range(12 + number % 8)])
 
 
 # ---------------------------------------------------------------- its parts
@@ -113,8 +143,31 @@ def measure_decode(clips: str) -> dict:
     """Clips per second of decoding 20 frames spread over each clip, by decoder; one thread where it can be set."""
     files = load_dataset(open_clips(clips).root)[0][:30]
     decoders = {"ours": lambda path: read_frames(path, lambda info: segment_indices(info.frames, 20)),
-                "opencv_all_frames": seed_pipeline.read_all_frames, "av": decode_av}
-    return {f"{name}_clips_per_s": rate(decode, files) for name, decode in decoders.items()}
+                "opencv_all_frames": seed_pipeline.read_all_frames, "av": decode_av, "decord": decode_decord,
+                "torchcodec": decode_torchcodec}
+    found = {}
+    for name, decode in decoders.items():
+        try:
+            found[f"{name}_clips_per_s"] = rate(decode, files)
+        except Exception as error:  # whatever keeps a peer from running here is told instead
+            found[f"{name}_skipped"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:100]
+    return found
+
+
+def decode_decord(path: str) -> np.ndarray:
+    """20 frames with decord, by their numbers."""
+    from decord import VideoReader
+
+    reader = VideoReader(path, num_threads=1)
+    return reader.get_batch(segment_indices(len(reader), 20)).asnumpy()
+
+
+def decode_torchcodec(path: str) -> torch.Tensor:
+    """20 frames with torchcodec, by their numbers."""
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1)
+    return decoder.get_frames_at(segment_indices(len(decoder), 20).tolist()).data
 
 
 def decode_av(path: str) -> np.ndarray:
@@ -143,6 +196,34 @@ def measure_latency(kind: str, clips: str) -> dict:
                 timer = Timer("call()", globals={"call": call}, num_threads=threads)
                 result[f"{name}_{threads}_threads_s"] = timer.blocked_autorange(min_run_time=1.0).median
     return result
+
+
+def measure_trunk(kind: str, clips: str) -> dict:
+    """Milliseconds and GFLOP/s of the frozen trunk on one view, by engine and precision, beside the GFLOP/s of a large
+    matrix product in the same precision: what the processor can."""
+    experiment, result = ours(kind, open_clips(clips)), {}
+    clip = experiment.dataset("test")[0][0][None]
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        experiment.model.trunk.eval()(clip)
+    for precision in ("float32", "bfloat16"):
+        if precision == "bfloat16" and not computes_bfloat16("cpu"):
+            continue
+        square = torch.randn(PRODUCT, PRODUCT).to(getattr(torch, precision))
+        peak = 2e-9 * PRODUCT**3 / median_s(lambda its: its @ its, square)
+        for engine in ENGINES if importlib.util.find_spec("openvino") else ("torch",):
+            seconds = median_s(FrozenTrunk(experiment.model, "cpu", precision, engine).run, clip)
+            name = f"{precision} {engine}"
+            result |= {f"{name} ms": 1000 * seconds, f"{name} gflops": 1e-9 * counter.get_total_flops() / seconds,
+                       f"{name} peak": peak}
+    return result
+
+
+def median_s(call: Callable, argument: torch.Tensor) -> float:
+    """Seconds of a call, warm, with all threads."""
+    with torch.inference_mode():
+        timer = Timer("call(argument)", globals={"call": call, "argument": argument},
+                      num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=2.0).median
 
 
 # ---------------------------------------------------------------- what they share
@@ -183,11 +264,11 @@ def study(kind: str, data: VideoData, **changes) -> Experiment:
 
 # ---------------------------------------------------------------- the run
 
-BY_KIND = {"seed": measure_seed, "ours": measure_ours, "loader": measure_loader, "latency": measure_latency}
+BY_KIND = {"seed": measure_seed, "ours": measure_ours, "loader": measure_loader, "latency": measure_latency,
+           "trunk": measure_trunk}
 TASKS = {f"{name}_{kind}": partial(measure, kind) for name, measure in BY_KIND.items() for kind in DEFAULT_BACKBONE}
-TASKS |= {f"growth_{kind}_x{times}": partial(measure_growth, kind, times) for kind in DEFAULT_BACKBONE
-          for times in SIZES}
-TASKS["decode"] = measure_decode
+TASKS |= {"decode": measure_decode, "reference_3d": measure_reference}
+TASKS |= {f"growth_{count}": partial(measure_growth, count) for count in SIZES}
 
 
 def run_task(name: str, clips: str) -> tuple[dict, float]:

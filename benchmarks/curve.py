@@ -60,8 +60,11 @@ def learners(root: Path, weights: str, count: int, seed: int, cache: Path = CACH
         return predict
 
     def classical(name: str) -> Learner:
-        return lambda data, share: classifiers.cross_validate(
-            classifiers.ClassicalModel(name, data, seed, cache), count, share)
+        def predict(data: VideoData, share: float) -> pd.DataFrame:
+            model = classifiers.ClassicalModel(name, data, seed, cache)
+            return classifiers.cross_validate([model], count, share)[model.title]
+
+        return predict
 
     best = best_classical(root)
     return {"2d-cnn": cnn("2d"), "3d-cnn": cnn("3d"), **({best: classical(best)} if best else {})}

@@ -167,7 +167,7 @@ def _fused(data: VideoData, sources: dict[str, str], partition: int, cache: Path
         models[f"{kind.upper()}-CNN"] = experiment.files
     for name in ("fisher_svm", "rbf_svm"):
         classical = classifiers.ClassicalModel(name, data, partition, cache)
-        classifiers.cross_validate(classical, FOLDS)
+        classifiers.cross_validate([classical], FOLDS)
         models[classical.title] = classical.files
     return fold_predictions({title: {"fold_predictions": read_predictions(files.folds),
                                      "fold_validation": read_predictions(files.folds_validation)}

@@ -1,10 +1,8 @@
 """The benchmark's figures as a Markdown page: each ratio with the two figures that it is made of."""
 
-import numpy as np
-
 HEADER = ["model or decoder", "what", "seed's or decoder's", "ours", "ratio"]
 NAMES = {"2d": "2D-CNN (ResNet-18, 20 frames of 224)", "3d": "3D-CNN (R3D-18)"}
-TASKS = ("seed", "ours", "loader", "latency")
+TASKS = ("seed", "ours", "loader", "latency", "trunk")
 STUDY = {  # what is compared, to the seed's figure and ours
     "the seed's 8 epochs (extrapolated) / ours from nothing: features, epochs, test [s]": ("epochs_8_s", "whole_s"),
     "peak memory of all its processes [MiB]": ("peak_mib", "peak_mib"),
@@ -12,6 +10,9 @@ STUDY = {  # what is compared, to the seed's figure and ours
     "reload of the trained model [s]": (None, "reload_s"),
     "second training, other learning rate, kept features [s]": (None, "second_training_s"),
 }
+REFERENCE = {"torchvision's reference, 45 epochs of 5 clips (extrapolated) / ours from nothing [s]": "whole_s",
+             "of it one epoch of one clip per video / ours from nothing [s]": "epoch_s"}
+GROWTH = {"whole_ms": "per clip [ms]", "open_ms": "of it opening the data set [ms]", "peak_mib": "peak memory [MiB]"}
 LOADING = {
     "training views per second, from the file, one view": "ours_one_view_views_per_s",
     "training views per second, a clip's views in one pass, as features are computed": "ours_all_views_views_per_s",
@@ -20,22 +21,32 @@ LOADING = {
 
 def markdown(document: dict, hardware: str) -> str:
     """The whole page of a `document`, as bench.py writes it; what was not measured is left out."""
-    measured, study, loading, latency, growth = document["measured"], [], [], [], []
+    measured, study, loading, latency, trunks = document["measured"], [], [], [], []
     for kind, name in NAMES.items():
-        seed, ours, rates, times = (measured.get(f"{task}_{kind}", {}) for task in TASKS)
+        seed, ours, rates, times, speeds = (measured.get(f"{task}_{kind}", {}) for task in TASKS)
         study += [compared(name, what, seed.get(other), ours.get(own)) for what, (other, own) in STUDY.items()]
         loading += [compared(name, what, rates.get("seed_views_per_s"), rates.get(own), more_is_better=True)
                     for what, own in LOADING.items()]
         latency += [compared(name, key.removeprefix("ours_").replace("_", " "), times.get(f"seed{key[4:]}"), figure)
                     for key, figure in times.items() if key.startswith("ours_")]
-        growth += grown(name, [measured[task] for task in measured if task.startswith(f"growth_{kind}_")])
+        for how in (key.removesuffix(" ms") for key in speeds if key.endswith(" ms")):
+            trunks += [compared(name, f"{how} [ms]", None, speeds[f"{how} ms"]),
+                       compared(name, f"{how} [GFLOP/s], beside a large matrix product", speeds[f"{how} peak"],
+                                speeds[f"{how} gflops"], more_is_better=True)]
+    reference = measured.get("reference_3d", {})
+    study += [compared(NAMES["3d"], what, reference.get(key), measured.get("ours_3d", {}).get("whole_s"))
+              for what, key in REFERENCE.items() if reference]
+    growth = grown([its for task, its in measured.items() if task.startswith("growth_")])
     speeds = {key.removesuffix("_clips_per_s"): figure for key, figure in measured.get("decode", {}).items()
               if key.endswith("_clips_per_s")}
     decoding = [compared(decoder, "clips per second", figure, speeds["ours"], more_is_better=True)
                 for decoder, figure in speeds.items() if decoder != "ours"]
+    decoding += [[key.removesuffix("_skipped"), f"not measured: {why}", "–", "–", "–"]
+                 for key, why in measured.get("decode", {}).items() if key.endswith("_skipped")]
     sections = {"The study": study, "Loading, one worker": loading, "Latency of one clip, warm": latency,
                 "Decoding 20 frames per clip, one thread": decoding,
-                "How cost grows: features, two epochs and test": growth}
+                "The frozen trunk, one view": trunks,
+                "How cost grows: tiny clips, opened, features, two epochs and test": growth}
     intro = (f"# Benchmark\n\nMeasured on {hardware}; clips: {document['clips']}. Medians of interleaved repeats, "
              "least to greatest in brackets. A shared, noisy machine: compare within a row.")
     return "\n\n".join([intro, *(table(title, rows) for title, rows in sections.items() if any(rows))]) + "\n"
@@ -51,14 +62,13 @@ def compared(name: str, what: str, other: dict | None, ours: dict | None, more_i
     return [name, what, value(other), value(ours), f"**{better['median'] / worse['median']:.1f}x**"]
 
 
-def grown(name: str, sizes: list[dict]) -> list[list[str]]:
-    """Cost by number of clips, and the slope of its logarithm over theirs, by least squares."""
-    rows, clips = [], [size["clips"]["median"] for size in sizes]
-    for what, key in (("seconds", "seconds"), ("peak MiB", "peak_mib")):
-        rows += [compared(name, f"{what} on {size['clips']['median']:.0f} clips", None, size[key]) for size in sizes]
-        if len(sizes) > 1:
-            slope = np.polyfit(np.log(clips), np.log([size[key]["median"] for size in sizes]), 1)[0]
-            rows[-1][-1] = f"grows as clips^{slope:.2f}"
+def grown(sizes: list[dict]) -> list[list[str]]:
+    """Cost per clip by number of clips; from the second size on, its ratio to that of the smallest."""
+    rows = []
+    for what in GROWTH:
+        for size in sizes:
+            row = compared(f"{size['clips']['median']:.0f} clips", GROWTH[what], None, size[what])
+            rows.append([*row[:-1], f"{size[what]['median'] / sizes[0][what]['median']:.2f} of the fewest's"])
     return rows
 
 

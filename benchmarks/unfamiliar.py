@@ -84,7 +84,7 @@ def seen(experiment: Experiment, parts: list[str]) -> tuple[np.ndarray, np.ndarr
     """(N, D) features and (N,) highest probabilities of the centre views of some parts' videos."""
     model, features, sure = experiment.model.eval(), [], []
     for part in parts:
-        for x, _ in experiment.loader(experiment.dataset(part)):
+        for x, _ in experiment.loader(experiment.dataset(part), summarized=False):
             features.append(model.embed(x).float().numpy())
             sure.append(model.head(x).softmax(dim=1).amax(dim=1).numpy())
     return np.concatenate(features), np.concatenate(sure)

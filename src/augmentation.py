@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
+import cv2
+import numpy as np
 import torch
 from torch import nn
 from torchvision import transforms
@@ -11,24 +11,48 @@ from torchvision.transforms import v2
 
 from config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
+LUMA = np.array((0.2989, 0.587, 0.114))  # of red, green and blue in grey, as in torchvision
 
-class FrameByFrame(v2.Transform):
-    """A transform drawn once per clip but run a frame at a time: the same values sooner and in less memory, since what
-    lies between its steps stays in the processor's cache.
 
-    `step` is a single v2 transform, or a module that draws nothing.
-    """
+class FrameByFrame(nn.Module):
+    """A module run a frame at a time: the same values sooner and in less memory, since what lies between its steps
+    stays in the processor's cache."""
 
     def __init__(self, step: nn.Module):
         super().__init__()
         self.step = step
 
-    def make_params(self, flat_inputs: list) -> dict:
-        return self.step.make_params(flat_inputs) if isinstance(self.step, v2.Transform) else {}
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.step(frame.contiguous()) for frame in clip.split(1)])
+
+
+class ColourJitter(v2.ColorJitter):
+    """torchvision's ColorJitter of brightness, contrast and saturation as one affine map of a clip's colours.
+
+    What is drawn is the same, and its order. The steps are multiplied into one matrix, so that values are rounded and
+    clamped once, at the end, rather than at each step; and contrast is about the mean grey of the whole clip rather
+    than of each frame. (F, C, H, W) uint8 in and out.
+    """
 
     def transform(self, inpt: torch.Tensor, params: dict) -> torch.Tensor:
-        step = partial(self.step.transform, params=params) if params else self.step
-        return torch.cat([step(frame.contiguous()) for frame in inpt.split(1)])
+        frames = inpt.permute(0, 2, 3, 1).contiguous().numpy()  # (F, H, W, C)
+        pixels = frames.reshape(-1, frames.shape[2], 3)  # a picture as tall as all frames together
+        matrix = colour_matrix(params, np.array(cv2.mean(pixels)[:3]))
+        return torch.from_numpy(cv2.transform(pixels, matrix).reshape(frames.shape)).permute(0, 3, 1, 2)
+
+
+def colour_matrix(params: dict, mean: np.ndarray) -> np.ndarray:
+    """(3, 4): ColorJitter's steps, in the order drawn, on colours whose mean is (3,)."""
+    names = ("brightness_factor", "contrast_factor", "saturation_factor")  # numbered so in torchvision's order
+    whole = np.eye(3, 4)
+    for name in (names[i] for i in params["fn_idx"] if i < len(names) and params[names[i]] is not None):
+        factor, step = params[name], np.eye(3, 4) * params[name]
+        if name == "contrast_factor":
+            step[:, 3] = (1 - factor) * LUMA @ (whole @ [*mean, 1])
+        elif name == "saturation_factor":
+            step[:, :3] += (1 - factor) * LUMA
+        whole = step @ np.vstack([whole, (0, 0, 0, 1)])
+    return whole
 
 
 def preset_steps(prep: Preprocessing) -> list[nn.Module]:
@@ -42,8 +66,8 @@ def preset_steps(prep: Preprocessing) -> list[nn.Module]:
 def random_steps(prep: Preprocessing, fit: nn.Module | None, colour: bool) -> list[nn.Module]:
     """A random resized crop, or `fit` instead; a random flip; and where `colour` is asked for, its jitter."""
     fit = fit or v2.RandomResizedCrop(prep.crop, scale=(0.5, 1.0), **_resize_settings(prep))
-    jitter = FrameByFrame(v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3))
-    return [fit, v2.RandomHorizontalFlip(), *([jitter] if colour else [])]
+    jitter = [ColourJitter(brightness=0.3, contrast=0.3, saturation=0.3)] if colour else []
+    return [fit, v2.RandomHorizontalFlip(), *jitter]
 
 
 def _resize_settings(prep: Preprocessing) -> dict:

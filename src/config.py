@@ -99,6 +99,8 @@ class Network:
         depth: the last stage that is used, where that is not its last one: what follows is tuned to ImageNet's classes.
         sides: of the square pictures that it takes, in pixels.
         frames: in the volumes that it takes.
+        converts: the precisions in which OpenVINO was measured to run it faster than torch, by a fifth at least (see
+            `engines`).
     """
 
     name: str
@@ -112,37 +114,41 @@ class Network:
     depth: str = "full"
     sides: range = range(1, 10_000)
     frames: range = range(1, 10_000)
+    converts: tuple[str, ...] = ()
 
 
-_LITE0 = {"build": "networks:lite0", "pieces": "networks:lite0_pieces", "source": "packaged", "depth": "block13"}
+_BOTH = ("float32", "bfloat16")
+_LITE0 = {"build": "networks:lite0", "pieces": "networks:lite0_pieces", "source": "packaged", "depth": "block13",
+          "converts": _BOTH}
 
 NETWORKS = {network.name: network for network in (
     Network("resnet18", "2d", "ResNet-18", "torchvision.models:resnet18", "networks:resnet_pieces", "torchvision",
-            "ResNet18_Weights.IMAGENET1K_V1"),
+            "ResNet18_Weights.IMAGENET1K_V1", converts=_BOTH),
     Network("resnet50", "2d", "ResNet-50", "torchvision.models:resnet50", "networks:resnet_pieces", "torchvision",
-            "ResNet50_Weights.IMAGENET1K_V2"),
+            "ResNet50_Weights.IMAGENET1K_V2", converts=_BOTH),
     Network("efficientnet_b0", "2d", "EfficientNet-B0", "torchvision.models:efficientnet_b0",
-            "networks:efficientnet_b0_pieces", "torchvision", "EfficientNet_B0_Weights.IMAGENET1K_V1"),
+            "networks:efficientnet_b0_pieces", "torchvision", "EfficientNet_B0_Weights.IMAGENET1K_V1", converts=_BOTH),
     Network("efficientnet_lite0", "2d", "EfficientNet-Lite0", **_LITE0,
             preprocessing=Preprocessing(interpolation="bicubic")),
     Network("convnext_tiny", "2d", "ConvNeXt-T", "timm.models:convnext_tiny", "networks:convnext_pieces", "timm",
-            "convnext_tiny.in12k_ft_in1k", sides=range(32, 10_000)),
+            "convnext_tiny.in12k_ft_in1k", sides=range(32, 10_000), converts=_BOTH),
     Network("vit_small", "2d", "ViT-S/16", "networks:vit_small", "networks:vit_pieces", "timm",
-            "vit_small_patch16_224.augreg_in21k_ft_in1k", sides=range(16, 10_000, 16)),
+            "vit_small_patch16_224.augreg_in21k_ft_in1k", sides=range(16, 10_000, 16), converts=_BOTH),
     Network("mobilenetv3_large", "2d", "MobileNetV3-L", "timm.models:mobilenetv3_large_100",
-            "networks:mobilenetv3_pieces", "timm", "mobilenetv3_large_100.ra_in1k"),
+            "networks:mobilenetv3_pieces", "timm", "mobilenetv3_large_100.ra_in1k", converts=_BOTH),
     Network("resnet3d", "3d", "R3D-18", "torchvision.models.video:r3d_18", "networks:resnet_pieces", "torchvision",
-            "R3D_18_Weights.KINETICS400_V1"),
+            "R3D_18_Weights.KINETICS400_V1", converts=("float32",)),
     Network("mc3_18", "3d", "MC3-18", "torchvision.models.video:mc3_18", "networks:resnet_pieces", "torchvision",
             "MC3_18_Weights.KINETICS400_V1"),
     Network("r2plus1d_18", "3d", "R(2+1)D-18", "torchvision.models.video:r2plus1d_18", "networks:resnet_pieces",
-            "torchvision", "R2Plus1D_18_Weights.KINETICS400_V1"),
+            "torchvision", "R2Plus1D_18_Weights.KINETICS400_V1", converts=_BOTH),
     Network("s3d", "3d", "S3D", "torchvision.models.video:s3d", "networks:s3d_pieces", "torchvision",
-            "S3D_Weights.KINETICS400_V1", sides=range(17, 10_000), frames=range(5, 10_000)),
+            "S3D_Weights.KINETICS400_V1", sides=range(17, 10_000), frames=range(5, 10_000),
+            converts=_BOTH),
     Network("mvit_v2_s", "3d", "MViTv2-S", "torchvision.models.video:mvit_v2_s", "networks:mvit_pieces", "torchvision",
             "MViT_V2_S_Weights.KINETICS400_V1", sides=range(224, 225), frames=range(16, 17)),
     Network("swin3d_t", "3d", "Video Swin-T", "torchvision.models.video:swin3d_t", "networks:swin3d_pieces",
-            "torchvision", "Swin3D_T_Weights.KINETICS400_V1"),
+            "torchvision", "Swin3D_T_Weights.KINETICS400_V1", converts=_BOTH),
     Network("efficientnet_lite0_3d", "3d", "inflated EfficientNet-Lite0", **_LITE0,
             preprocessing=Preprocessing(resize=182, crop=160, interpolation="bicubic")),
 )}
@@ -204,7 +210,7 @@ CONCERNS = {
     "network": ("trained", "depth", "grid", "pooling", "standardize", "dropout", "frozen_batchnorm"),
     "optimisation": ("optimizer", "lr", "weight_decay", "schedule", "batch_size", "label_smoothing", "epochs",
                      "patience", "tolerance", "monitor"),
-    "frozen part": ("cache", "precision"),
+    "frozen part": ("cache", "precision", "engine"),
 }
 
 
@@ -230,7 +236,8 @@ class Recipe:
     cache: what is computed once and kept: `activations` (of the frozen trunk, for each of `train_views` augmented
         views of a training clip) or `none` (every clip is decoded in every epoch).
     precision: of the frozen trunk where its activations are kept: `float32`, `bfloat16`, or `auto`, which follows the
-        hardware (see `features.FrozenTrunk`).
+        hardware (see `deployed.FrozenTrunk`).
+    engine: that computes those activations: `torch`, `openvino`, or `auto` (see `engines.choose_engine`).
     preprocessing: `weights` (what the weights were trained with) or `seed` (224, ImageNet statistics).
     framing: `preset` (resized and cropped as the weights' transform does) or `whole`: the whole frame is squeezed into
         a square of `size` pixels, so that no action is cut away; None takes the preset's crop.
@@ -265,6 +272,7 @@ class Recipe:
     standardize: bool = False
     cache: str = "activations"
     precision: str = "auto"
+    engine: str = "auto"
     train_views: int = 2
     frozen_batchnorm: str = "eval"
     pooling: str = "avg"

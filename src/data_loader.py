@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from machine import cores
 from sampling import FrameSampler, stretched
 from transforms import apply_transform, channels_first
-from videos.decoding import read_frames
+from videos.decoding import VideoInfo, read_frames
 from videos.folder import scan_clips
 from videos.split_files import read_part
 from videos.splits import clip_file
@@ -132,23 +132,61 @@ class ClipViews(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return shared_views([(self, index)])[0], self.dataset.label(index)
+
+    def indices(self, index: int, info: VideoInfo) -> np.ndarray:
+        """The frames of a clip's views, one view after another."""
+        with self._draws(index) as positions:
+            return np.concatenate([self.dataset.sampler(info, position) for position in positions])
+
+    def of_frames(self, index: int, frames: np.ndarray) -> torch.Tensor:
+        """The views, from a clip's frames in the order of `indices`."""
+        with self._draws(index):
+            return torch.stack([self._transformed(clip) for clip in np.split(frames, self.views)])
+
+    @contextmanager
+    def _draws(self, index: int) -> Iterator[list]:
+        """Draws within are those of this clip, the views' positions first; the generator is left as it was."""
         data, views = self.dataset, range(self.views)
         words = [self.seed, *data.data["clip_path"].iloc[index].encode()]
-        with torch.random.fork_rng(devices=[]):  # the draws are those of this clip; the generator is left as it was
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
             within = [data.sampler.random_position() if data.train else 0.5 for _ in views]
             # windows lie in consecutive parts of the clip; where segments spread over all of it, each view does
-            positions = [x if np.size(x) > 1 else (v + x) / self.views for v, x in zip(views, within, strict=True)]
-            frames, _ = read_frames(data.file(index),
-                                    lambda info: np.concatenate([data.sampler(info, p) for p in positions]))
-            clips = [self._transformed(clip) for clip in np.split(frames, self.views)]
-        return torch.stack(clips), data.label(index)
+            yield [x if np.size(x) > 1 else (v + x) / self.views for v, x in zip(views, within, strict=True)]
 
     def _transformed(self, frames: np.ndarray) -> torch.Tensor:
         data = self.dataset
         if self.pixels:
             return data.transform.steps(channels_first(frames))
         return data.layout(apply_transform(frames, data.transform))
+
+
+def shared_views(asked: Sequence[tuple[ClipViews, int]]) -> list[torch.Tensor]:
+    """What several `ClipViews` give of one clip, each with its index there; the file is decoded once for all."""
+    (first, index), lengths = asked[0], []
+
+    def choose(info: VideoInfo) -> np.ndarray:
+        chosen = [views.indices(its, info) for views, its in asked]
+        lengths[:] = map(len, chosen)
+        return np.concatenate(chosen)
+
+    frames, _ = read_frames(first.dataset.file(index), choose)
+    parts = np.split(frames, np.cumsum(lengths)[:-1])
+    return [views.of_frames(its, part) for (views, its), part in zip(asked, parts, strict=True)]
+
+
+class SharedPasses(Dataset):
+    """`shared_views` of each entry of a list."""
+
+    def __init__(self, asked: Sequence[Sequence[tuple[ClipViews, int]]]):
+        self.asked = asked
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return shared_views(self.asked[index])
 
 
 # ---------------------------------------------------------------- batches

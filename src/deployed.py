@@ -11,10 +11,11 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from machine import computes_bfloat16
+from engines import choose_precision, compiled
 from models import VideoModel, state_hash
 from transforms import ClipTransform
 
@@ -31,19 +32,14 @@ class FrozenTrunk:
 
     Args:
         model: gives the trunk, which is copied when it is first run.
-        transform: of the clips, whose normalisation is done where the trunk runs.
         device: where it runs.
-        precision: `float32`, `bfloat16`, or `auto`: bfloat16 where the hardware has its arithmetic (a rule, so that the
-            same machine gives the same bits), else float32. The attribute is what was chosen.
+        precision: as `engines.choose_precision`; the attribute is what was chosen.
+        engine: `torch` or `openvino` (see `engines`).
     """
 
-    def __init__(self, model: VideoModel, transform: ClipTransform, device: str | torch.device,
-                 precision: str = "auto"):
-        if precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"unknown precision {precision!r}: auto, float32, bfloat16")
-        if precision == "auto":
-            precision = "bfloat16" if computes_bfloat16(device) else "float32"
-        self.model, self.transform, self.device, self.precision = model, transform, device, precision
+    def __init__(self, model: VideoModel, device: str | torch.device, precision: str = "auto", engine: str = "torch"):
+        self.model, self.device, self.engine = model, device, engine
+        self.precision = choose_precision(precision, device)
 
     @cached_property
     def folder(self) -> str:
@@ -66,23 +62,30 @@ class FrozenTrunk:
         """Whether frames are shared out to threads, few at a time: on a CPU, where each is seen by itself."""
         return self.model.frame_wise and torch.device(self.device).type == "cpu"
 
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """(V, F, C, H, W) uint8 views to (V, T, ...) float16 activations; where they are not shared out, a view at a
-        time, which bounds the memory."""
-        views = [as_batch(self.model, self.transform.normalize(view.to(self.device, non_blocking=True)))
-                 for view in pixels]
+    def __call__(self, pixels: torch.Tensor, transform: ClipTransform) -> np.ndarray:
+        """(V, F, C, H, W) uint8 views to (V, T, ...) float16 activations, normalised as `transform` does where the
+        trunk runs; where they are not shared out, a view at a time, which bounds the memory."""
+        views = [as_batch(self.model, transform.normalize(view.to(self.device, non_blocking=True))) for view in pixels]
         batches = [torch.cat(views)] if self.by_frames else views
         return torch.cat([self.run(batch).half().cpu() for batch in batches]).numpy()
 
     def run(self, clip: torch.Tensor) -> torch.Tensor:
         """(B, T, C, H, W) or (B, C, T, H, W) normalised to (B, ...) activations."""
-        trunk = self.trunk  # made before threads ask for it
         if not self.by_frames:
-            return self._run(trunk, clip)
+            return torch.cat(self._outputs([clip] if self.engine == "torch" else clip.split(1)))
         time, b = self.model.time, len(clip)
         frames = clip.movedim(time, 1).flatten(0, 1)[None]  # (1, B*T, C, H, W)
+        count = frames.shape[1]
+        if self.engine != "torch":  # which takes one shape: the last part is filled up
+            frames = F.pad(frames, [0] * 7 + [-count % FRAMES_AT_ONCE])
         parts = [part.movedim(1, time) for part in frames.split(FRAMES_AT_ONCE, dim=1)]
-        return torch.cat(in_threads(partial(self._run, trunk), parts), dim=1)[0].unflatten(0, (b, -1))
+        return torch.cat(self._outputs(parts), dim=1)[0, :count].unflatten(0, (b, -1))
+
+    def _outputs(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if self.engine != "torch":
+            return compiled((self.folder,), lambda: self.trunk, self.precision, self.by_frames)(parts)
+        run = partial(self._run, self.trunk)  # made before threads ask for it
+        return in_threads(run, parts) if self.by_frames else list(map(run, parts))
 
     @torch.inference_mode()
     def _run(self, trunk: nn.Module, clip: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ def predict_validation(experiment: Experiment) -> pd.DataFrame:
 
 def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
                    partition: int | None = None, share: float = 1.0) -> pd.DataFrame:
-    """The recipe trained and tested by folds of whole groups (see `folds.cross_validate`, also for what is returned).
+    """The recipe trained and tested by folds of whole groups (see `folds.run_all`, also for what is returned).
 
     As with the classical models, what is tested is fitted to training and validation part, once the validation part has
     told for how many epochs; its own predictions are of the model that was trained without it.
@@ -79,13 +79,14 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
     backbone, source = experiment.files.backbone, experiment.source
     weights = file_hash(weights_file(backbone)) if source != "none" else ""
     asked = {"recipe": recipe.resolved(backbone).to_dict(), "backbone": backbone, "weights": weights,
-             "bfloat16": computes_bfloat16(experiment.device), "device": experiment.device.type,
+             "bfloat16": computes_bfloat16(experiment.device), "engine": experiment.engine,
+             "device": experiment.device.type,
              "seed": experiment.seed, "fitted": "train+val", "architecture": ARCHITECTURE}
     partition = experiment.seed if partition is None else partition
     planned = dataclasses.replace(experiment, model=None)  # each process builds its own
-    return folds.cross_validate(experiment.data, experiment.files, asked, partial(_predict_fold, planned, recipe),
-                                count, partition, experiment.cache, share,
-                                partial(_compute_activations, planned, recipe), _trains_small(experiment))
+    run = folds.FoldRun(experiment.data, experiment.files, asked, partial(_predict_fold, planned, recipe), count,
+                        partition, experiment.cache, share, partial(_compute_activations, planned, recipe))
+    return folds.run_all([run], _trains_small(experiment))[0]
 
 
 def _predict_fold(planned: Experiment, recipe: Recipe, data: VideoData,
@@ -119,13 +120,11 @@ def train_on(experiment: Experiment, parts: list[str], last: Path, until: int | 
 
 def _compute_activations(experiment: Experiment, recipe: Recipe) -> None:
     """What the folds will read of all clips, in training and in test views, while its progress can be seen."""
-    modalities = ("rgb", "diff") if recipe.modality == "auto" else (recipe.modality,)
-    for modality in modalities if experiment.keeps_activations else ():
-        its = untrained(experiment.data, dataclasses.replace(recipe, modality=modality), experiment.source,
+    if experiment.keeps_activations:
+        its = untrained(experiment.data, dataclasses.replace(recipe, modality="rgb"), experiment.source,
                         experiment.seed, experiment.files.backbone, experiment.device, experiment.cache)
-        for part in its.data.splits:
-            for train in (True, False):
-                its.activations(its.dataset(part, train=train))
+        its.keep([its.dataset(part, train) for part in its.data.splits for train in (True, False)],
+                 "rgb+diff" if recipe.modality == "auto" else recipe.modality)
 
 
 # ---------------------------------------------------------------- other training seeds
@@ -187,7 +186,7 @@ def as_before(experiment: Experiment, seed: int) -> Experiment:
 
 # ---------------------------------------------------------------- cost
 
-def measure_latency(experiment: Experiment, repeats: float = 2.0) -> dict[str, float]:
+def measure_latency(experiment: Experiment, repeats: float = 1.0) -> dict[str, float]:
     """Seconds for one test clip, warm, by part of the work; measured once per checkpoint and kept.
 
     Args:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, NETWORKS, PACKAGED, Recipe, get_recipe, register, title_of
 from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader
 from deployed import Deployed, FrozenTrunk
+from engines import choose_engine, choose_precision
 from features import Activations, trunk_activations
 from files import (
     ArrayStore,
@@ -137,11 +137,11 @@ class Experiment:
         transform = recipe_transform(recipe, self.model.preprocessing, train)
         return kind(csv, self.data.root, self.data.class_map, transform=transform, train=train, **recipe.frames())
 
-    def loader(self, *datasets: VideoDataset2D) -> DataLoader:
+    def loader(self, *datasets: VideoDataset2D, summarized: bool = True) -> DataLoader:
         """Batches of one view per clip, for `trained_part`: drawn and shuffled for training, else the centre.
 
         Several data sets are joined. Where the recipe keeps the frozen trunk's activations, what is missing of them is
-        computed first, once.
+        computed first, once; not `summarized`, batches are of these, for the model's head.
         """
         started = time.perf_counter()
         train = datasets[0].train
@@ -149,30 +149,44 @@ class Experiment:
             return self._batches(ConcatDataset(datasets), shuffle=train)
         kept = self.activations(*datasets, view="random" if train else self.recipe.test_clips // 2)
         self.feature_seconds += time.perf_counter() - started
-        return self._batches(kept, shuffle=train)
+        return self._batches(kept.through(self.model.summary) if summarized else kept, shuffle=train)
 
     def test_loader(self, dataset: VideoDataset2D) -> DataLoader:
         """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
         views = self.recipe.test_clips
-        return self._batches(self.activations(dataset) if self.keeps_activations else ClipViews(dataset, views))
+        if not self.keeps_activations:
+            return self._batches(ClipViews(dataset, views))
+        return self._batches(self.activations(dataset).through(self.model.summary))
 
     def activations(self, *datasets: VideoDataset2D, view: int | str | None = None) -> Activations:
         """The frozen trunk's activations of the data sets' clips; those that are missing are computed first.
 
         Training clips have `train_views` random views, others `test_clips` evenly spread ones; `view` as `Activations`.
         """
-        files = [paths for its in datasets for paths in self._kept(its)]
+        files = [paths for streams in self.keep(datasets, self.recipe.modality) for paths in zip(*streams, strict=True)]
         return Activations(files, [its.label(i) for its in datasets for i in range(len(its))], view)
 
-    def _kept(self, dataset: VideoDataset2D) -> list[tuple[Path, ...]]:
-        recipes, views = self.recipe.streams(), self.recipe.train_views if dataset.train else self.recipe.test_clips
-        kept = []
-        for recipe in recipes:
-            stream = dataset if len(recipes) == 1 else self._dataset(dataset.csv, dataset.train, recipe)
-            title = f"{self.files.model_name} {dataset.csv.stem} {recipe.modality}"
-            kept.append(trunk_activations(self.model, stream, views, self.device, self.seed, self.cache, title,
-                                          recipe.precision))
-        return list(zip(*kept, strict=True))
+    def keep(self, datasets: Sequence[VideoDataset2D], modality: str) -> list[list[list[Path]]]:
+        """Computes what is missing of the clips' activations, as a recipe of that modality sees them, each clip decoded
+        once; gives for each data set and each stream the files that keep them."""
+        names, asked = modality.split("+"), []
+        for dataset in datasets:
+            views = self.recipe.train_views if dataset.train else self.recipe.test_clips
+            asked += [(dataset if name == self.recipe.modality else
+                       self._dataset(dataset.csv, dataset.train, replace(self.recipe, modality=name)), views)
+                      for name in names]
+        parts = "+".join(dict.fromkeys(dataset.csv.stem for dataset in datasets))
+        files = trunk_activations(self.model, asked, self.device, self.seed, self.cache,
+                                  f"{self.files.model_name} {parts} {modality}", self.recipe.precision, self.engine)
+        return [files[first:first + len(names)] for first in range(0, len(files), len(names))]
+
+    @property
+    def engine(self) -> str:
+        """What computes the activations of the data set's clips: the same for all of its parts and modalities."""
+        recipe, clips = self.recipe, sum(self.data.split["clips"].values())
+        pixels = clips * (recipe.train_views + recipe.test_clips) * recipe.num_frames * self.model.preprocessing.crop**2
+        return choose_engine(recipe.engine, NETWORKS[self.model.backbone].converts, self.device,
+                             choose_precision(recipe.precision, self.device), pixels)
 
     def _batches(self, dataset, shuffle: bool = False) -> DataLoader:
         kept = {"num_workers": 0, "collate": tuple} if self.keeps_activations else {}  # comes in batches, without help
@@ -205,14 +219,14 @@ class Experiment:
         return self.recipe.cache == "activations"
 
     def trained_part(self) -> nn.Module:
-        """What training sees: the head alone where the trunk's activations are kept, else the whole model."""
-        return self.model.head if self.keeps_activations else self.model
+        """What training sees: where the trunk's activations are kept, what follows their summary, else the whole model.
+        """
+        return self.model.tail if self.keeps_activations else self.model
 
     def deployed(self) -> Deployed:
         """The model as it is tested, and as one would run it."""
         precision = self.recipe.precision if self.keeps_activations else "float32"
-        transform = self.dataset("test").transform
-        return Deployed(FrozenTrunk(self.model, transform, self.device, precision), self.model.head)
+        return Deployed(FrozenTrunk(self.model, self.device, precision), self.model.head)
 
     # training
 
@@ -271,7 +285,8 @@ class Experiment:
             "params": total, "trained_params": trained, "model_size_mb": size_mb, "facts": self.describe(),
             "dataset": self.data.name, "classes": self.data.classes, "split": self.data.split,
             "recipe": self.recipe.to_dict(), "backbone": model.backbone, "weights": model.source, "seed": self.seed,
-            "device": str(self.device), "environment": versions})
+            "engine": self.engine if self.keeps_activations else "torch", "device": str(self.device),
+            "environment": versions})
         save_array(files.array("train_time"), train_time)
         save_array(files.array("model_size"), size_mb)
         pretrained = weights_name(model.backbone) if model.source != "none" else None
@@ -325,7 +340,7 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
         print(f"reloading {files.checkpoint.name}: trained {len(stats['train_losses'])} epochs in "
               f"{stats['train_time']:.0f} s, kept: epoch {stats['best_epoch']}")
         files = ResultFiles(files.root, files.kind, saved["backbone"])
-        as_saved = dataclasses.replace(as_saved, modality=saved["modality"])
+        as_saved = replace(as_saved, modality=saved["modality"])
         return Experiment(data, as_saved, None, files, accelerator(device), saved["seed"], cache, saved["weights"],
                           reloaded=True)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
@@ -389,8 +404,10 @@ def _with_modality(planned: Experiment) -> Experiment:
     """The experiment with the modality that `modality_scores` puts first, for features averaged over training views."""
     streams, seconds = {}, 0.0
     for name in ("rgb", "diff"):
-        its = dataclasses.replace(planned, recipe=dataclasses.replace(planned.recipe, modality=name)).build()
+        its = replace(planned, recipe=replace(planned.recipe, modality=name)).build()
         clips, started, model = its.dataset("train", train=True), time.perf_counter(), its.model.eval()
+        if not streams:
+            its.keep([clips], "rgb+diff")  # both in one pass
         rows = [model.embed(views.to(its.device)).mean(dim=0) for views, _ in its.activations(clips)]
         streams[name] = torch.stack(rows).cpu().numpy()
         seconds += time.perf_counter() - started
@@ -398,7 +415,7 @@ def _with_modality(planned: Experiment) -> Experiment:
     chosen = scores.index[0]
     print(f"modality {chosen}: log loss (accuracy) by inner folds of the training part is "
           + ", ".join(f"{name} {row.log_loss:.3f} ({row.accuracy:.3f})" for name, row in scores.iterrows()))
-    return dataclasses.replace(planned, recipe=dataclasses.replace(planned.recipe, modality=chosen),
+    return replace(planned, recipe=replace(planned.recipe, modality=chosen),
                                feature_seconds=seconds)
 
 
@@ -449,7 +466,7 @@ def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
     def compute() -> np.ndarray:
         model = experiment.model.eval()
         rows = []
-        for x, _ in experiment.loader(experiment.dataset(part)):
+        for x, _ in experiment.loader(experiment.dataset(part), summarized=False):
             x = x.to(experiment.device)
             rows.append(model.embed(x if experiment.keeps_activations else model.joined(model.trunk, x)).cpu())
         return torch.cat(rows).numpy()

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from config import CACHE
-from data_loader import ClipViews, VideoDataset2D, make_loader
+from data_loader import ClipViews, SharedPasses, VideoDataset2D, make_loader
 from deployed import FrozenTrunk
 from files import ArrayStore, file_hash, shown
 from models import VideoModel
@@ -37,10 +39,21 @@ class Activations(Dataset):
     of them, (B, ...) and (B,), by `__getitems__`; it needs a `collate` that leaves them as they are, such as `tuple`.
     """
 
-    def __init__(self, files: list[tuple[Path, ...]], labels: list[int], view: int | str | None = None):
-        self.files, self.labels, self.view = files, labels, view
-        self._memory: dict[Path, np.ndarray] = {}
-        self._room = IN_MEMORY
+    def __init__(self, files: list[tuple[Path, ...]], labels: list[int], view: int | str | None = None,
+                 summary: nn.Module | None = None):
+        self.files, self.labels, self.view, self.summary = files, labels, view, summary
+        self._seen: dict[str, Activations] = {}
+
+    def through(self, summary: nn.Module | None) -> Activations:
+        """The same clips as a `models.Summary` gives them: of each view (S, ...)."""
+        if repr(summary) not in self._seen:
+            self._seen = {repr(summary): Activations(self.files, self.labels, self.view, summary)}  # the last one alone
+        return self._seen[repr(summary)]
+
+    def held(self) -> Activations:
+        """Itself, what fits into memory read by now."""
+        _ = self._memory
+        return self
 
     def __len__(self) -> int:
         return len(self.files)
@@ -50,22 +63,39 @@ class Activations(Dataset):
         return x[0], int(labels[0])
 
     def __getitems__(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        clips = [[self._stream(path) for path in self.files[row]] for row in rows]
         views = [self.view] * len(rows)
         if self.view == "random":
-            views = torch.randint(len(clips[0][0]), (len(rows),)).tolist()
-        x = [np.concatenate([stream[slice(None) if view is None else view] for stream in streams],
-                            axis=1 if view is None else 0) for streams, view in zip(clips, views, strict=True)]
-        return torch.from_numpy(np.stack(x)).float(), torch.tensor([self.labels[row] for row in rows])
+            views = torch.randint(self.views, (len(rows),)).tolist()
+        if self._memory is not None:
+            x = torch.from_numpy(self._memory[rows, views]).float()
+        else:
+            x = torch.stack([self._clip(row, slice(None) if view is None else slice(view, view + 1))
+                             for row, view in zip(rows, views, strict=True)])
+            x = x if self.view is None else x[:, 0]
+        return x, torch.tensor([self.labels[row] for row in rows])
 
-    def _stream(self, path: Path) -> np.ndarray:
-        if path in self._memory:
-            return self._memory[path]
-        stream = _mapped(path)
-        if self.view is not None and stream.nbytes <= self._room:
-            self._room -= stream.nbytes
-            stream = self._memory[path] = np.array(stream)
-        return stream
+    @cached_property
+    def views(self) -> int:
+        """Of each clip, V."""
+        return len(_mapped(self.files[0][0]))
+
+    @cached_property
+    def _memory(self) -> np.ndarray | None:
+        """(N, V, ...): all clips, where they are read for epochs and there is room for them."""
+        if self.view is None:
+            return None
+        first = self._clip(0, slice(None))
+        first = first if self.summary else first.half()  # as it is kept
+        if first.nbytes * len(self) > IN_MEMORY:
+            return None
+        return np.stack([self._clip(row, slice(None)).to(first.dtype).numpy() for row in range(len(self))])
+
+    @torch.inference_mode()
+    def _clip(self, row: int, views: slice) -> torch.Tensor:
+        """(V, T, ...) float32: a clip's views, its streams joined along T; or what the summary gives of them."""
+        x = np.concatenate([_mapped(path)[views] for path in self.files[row]], axis=1)
+        x = torch.from_numpy(x).float()
+        return self.summary(x) if self.summary else x
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -76,41 +106,56 @@ def _mapped(path: Path) -> np.ndarray:
                                 "again, with a higher CACHE_GB") from error
 
 
-def trunk_activations(model: VideoModel, dataset: VideoDataset2D, views: int, device: str | torch.device,
-                      seed: int = 0, cache: Path = CACHE, title: str = "features", precision: str = "auto"
-                      ) -> list[Path]:
-    """Computes what is missing of the trunk's activations of V `views` of each clip; gives the files that keep them.
+def trunk_activations(model: VideoModel, asked: Sequence[tuple[VideoDataset2D, int]], device: str | torch.device,
+                      seed: int = 0, cache: Path = CACHE, title: str = "features", precision: str = "auto",
+                      engine: str = "torch") -> list[list[Path]]:
+    """Computes what is missing of the trunk's activations of views of clips; gives the files that keep them.
 
-    The data set, of one modality, decides by `train` between random views, which follow `seed`, and evenly spread ones.
-    `device` and `precision` are as in `FrozenTrunk`; `cache` is the folder of an `ArrayStore`.
+    Args:
+        asked: data sets, of one modality each, with the number V of views of their clips: random ones, which follow
+            `seed`, of a data set for training, else evenly spread ones. A clip that several want is decoded once.
+        device, precision, engine: as in `FrozenTrunk`.
+        cache: the folder of an `ArrayStore`.
+
+    Returns:
+        For each data set, a file per clip.
 
     Raises:
         VideoError: a clip can't be decoded; what was computed before it is kept.
         FloatingPointError: the trunk gave values that are not finite.
     """
-    if not isinstance(dataset.transform, ClipTransform):
+    if not all(isinstance(dataset.transform, ClipTransform) for dataset, _ in asked):
         raise TypeError("kept activations need a ClipTransform: a transform of single frames has no fixed views")
-    store, frozen = ArrayStore(cache), FrozenTrunk(model, dataset.transform, device, precision)
-    kept = [store.path(frozen.folder, key) for key in _keys(dataset, views, seed, frozen)]
-    store.in_use = set(kept)
-    missing = [i for i, path in enumerate(kept) if not store.has(path)]
+    store, frozen = ArrayStore(cache), FrozenTrunk(model, device, precision, engine)
+    kept = [[store.path(frozen.folder, key) for key in _keys(dataset, views, seed, frozen)] for dataset, views in asked]
+    store.in_use = {path for files in kept for path in files}
+    missing: dict[Path, list[tuple[int, int]]] = {}  # by clip: which data sets want it, and its row there
+    for number, files in enumerate(kept):
+        for row in (row for row, path in enumerate(files) if not store.has(path)):
+            missing.setdefault(asked[number][0].file(row), []).append((number, row))
     if missing:
-        clips = Subset(ClipViews(dataset, views, seed, pixels=True), missing)
-        loader = make_loader(clips, batch_size=1, collate=itemgetter(0))  # not a lambda: spawned workers import it
-        progress = tqdm(zip(missing, loader, strict=True), title, len(missing), unit="clip", file=sys.stdout, ncols=90)
-        for index, (pixels, _) in progress:
-            activations = frozen(pixels)
-            if not np.isfinite(activations).all():
-                raise FloatingPointError("the frozen trunk gave values that are not finite or exceed float16")
-            store.write(kept[index], activations)
-        left, size = store.trim(), sum(path.stat().st_size for path in kept)
-        print(f"{title}: {len(kept)} clips in {frozen.precision}, {size / 1e6:.0f} MB kept; {shown(store.folder)} "
-              f"holds {left / 1e6:.0f} MB of at most {store.budget / 1e9:g} GB")
+        clips = [ClipViews(dataset, views, seed, pixels=True) for dataset, views in asked]
+        passes = SharedPasses([[(clips[number], row) for number, row in places] for places in missing.values()])
+        loader = make_loader(passes, batch_size=1, collate=itemgetter(0))  # not a lambda: spawned workers import it
+        progress = tqdm(zip(missing.values(), loader, strict=True), title, len(missing), unit="clip", file=sys.stdout,
+                        ncols=90)
+        for places, views in progress:
+            for (number, row), pixels in zip(places, views, strict=True):
+                store.write(kept[number][row], _finite(frozen(pixels, asked[number][0].transform)))
+        left, size = store.trim(), sum(path.stat().st_size for path in store.in_use)
+        print(f"{title}: {len(missing)} clips in {frozen.precision} by {engine}, {size / 1e6:.0f} MB kept; "
+              f"{shown(store.folder)} holds {left / 1e6:.0f} MB of at most {store.budget / 1e9:g} GB")
     return kept
+
+
+def _finite(activations: np.ndarray) -> np.ndarray:
+    if not np.isfinite(activations).all():
+        raise FloatingPointError("the frozen trunk gave values that are not finite or exceed float16")
+    return activations
 
 
 def _keys(dataset: VideoDataset2D, views: int, seed: int, frozen: FrozenTrunk) -> list[tuple]:
     settings = (type(dataset).__name__, repr(dataset.sampler), repr(dataset.transform), dataset.train, views,
-                seed if dataset.train else None, frozen.precision, torch.device(frozen.device).type)
+                seed if dataset.train else None, frozen.precision, torch.device(frozen.device).type, frozen.engine)
     names = dataset.data["clip_path"] if dataset.train else [""] * len(dataset)  # random views depend on the name
     return [(settings, name, file_hash(dataset.file(i))) for i, name in enumerate(names)]

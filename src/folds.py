@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -47,59 +47,95 @@ def fold_sets(data: VideoData, count: int, seed: int, cache: Path,
     return sets, how
 
 
-def cross_validate(data: VideoData, files: ModelFiles, asked: dict, predict: PredictFold, count: int, seed: int,
-                   cache: Path, share: float = 1.0, prepare: Callable[[], None] = lambda: None,
-                   parallel: bool = True) -> pd.DataFrame:
-    """Predictions of all folds, from disk where they are of these very clips and this request.
+@dataclass
+class FoldRun:
+    """A model's folds of a data set: what is kept of them, and what is to be computed.
+
+    Args:
+        data, count, seed, cache, share: of the folds, as `fold_sets`.
+        files: where the tables and the statistics lie.
+        asked: what decides the predictions, as plain types, apart from the clips and folds.
+        predict: given a fold's data and a folder of its own in the cache, gives the predictions of its test and its
+            validation part, and a few words on what was chosen; a fold of no words is not told.
+        prepare: computes what all folds read, before the first one that is computed.
+    """
+
+    data: VideoData
+    files: ModelFiles
+    asked: dict
+    predict: PredictFold
+    count: int
+    seed: int
+    cache: Path
+    share: float = 1.0
+    prepare: Callable[[], None] = lambda: None
+
+    def __post_init__(self):
+        self.sets, self.how = fold_sets(self.data, self.count, self.seed, self.cache, self.share)
+        clips = [path for part in self.data.splits for path in self.data.table(part)["clip_path"]]
+        content = [file_hash(clip_file(self.data.root, path)) for path in clips]
+        identity = [self.asked, self.data.name, content, [its.split["sha256"] for its in self.sets], self.seed]
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.folders = [self.cache / "folds" / self.key[:16] / str(number) for number in range(1, len(self.sets) + 1)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the tables on disk are of these very clips and this request."""
+        return read_json(self.files.stats).get("folds", {}).get("of") == self.key and self.files.folds.is_file()
+
+    def missing(self) -> list[tuple[PredictFold, VideoData, Path, str]]:
+        """What is to be computed: arguments of `_compute`, one for each fold whose predictions are not there."""
+        if self.finished:
+            return []
+        return [(self.predict, data, folder, f"fold {number}/{len(self.sets)}")
+                for number, (data, folder) in enumerate(zip(self.sets, self.folders, strict=True), 1)
+                if not all((folder / f"{part}.csv").is_file() for part in ("test", "validation"))]
+
+    def collect(self) -> pd.DataFrame:
+        """Writes what the folds predicted; gives the test parts' predictions."""
+        if self.finished:
+            return read_predictions(self.files.folds)
+        tables = {}
+        for part, path in (("test", self.files.folds), ("validation", self.files.folds_validation)):
+            rows = [read_predictions(folder / f"{part}.csv").assign(fold=number)
+                    for number, folder in enumerate(self.folders, 1)]
+            tables[part] = pd.concat(rows, ignore_index=True)
+            write_csv(path, tables[part])
+        scores = classification_metrics(tables["test"])
+        update_json(self.files.stats, folds={"of": self.key, "how": self.how, "count": len(self.sets),
+                                             "seed": self.seed, **scores, "videos": len(tables["test"])})
+        return tables["test"]
+
+
+def run_all(runs: Sequence[FoldRun], parallel: bool = True) -> list[pd.DataFrame]:
+    """Predictions of all folds of each run, from disk where they are there.
 
     Each fold's predictions are kept in the cache as soon as they are there: what was interrupted goes on. Writes
     predictions/<model>_folds.csv, predictions/<model>_folds_validation.csv (the validation parts' predictions, which
     fusion is fitted to) and the entry `folds` of the statistics.
 
     Args:
-        asked: what decides the predictions, as plain types, apart from the clips and folds.
-        predict: given a fold's data and a folder of its own in the cache, gives the predictions of its test and its
-            validation part, and a few words on what was chosen; a fold of no words is not told.
-        count, seed, share: of the folds, as `fold_sets`.
-        prepare: computes what all folds read, before the first one that is computed.
         parallel: whether folds are computed side by side, in processes of their own (see `machine.in_processes`).
 
     Returns:
-        One row per video that was tested: as a prediction table, with `fold`, counted from 1.
+        For each run, one row per video that was tested: as a prediction table, with `fold`, counted from 1.
     """
-    sets, how = fold_sets(data, count, seed, cache, share)
-    clips = [path for part in data.splits for path in data.table(part)["clip_path"]]
-    content = [file_hash(clip_file(data.root, path)) for path in clips]
-    identity = [asked, data.name, content, [its.split["sha256"] for its in sets], seed]
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    if read_json(files.stats).get("folds", {}).get("of") == key and files.folds.is_file():
-        return read_predictions(files.folds)
-    folders = {number: cache / "folds" / key[:16] / str(number) for number in range(1, len(sets) + 1)}
-    missing = [number for number, folder in folders.items()
-               if not all((folder / f"{part}.csv").is_file() for part in ("test", "validation"))]
-    if missing:
-        prepare()
-    work = [(sets[number - 1], folders[number]) for number in missing]
-    for number, words in zip(missing, in_processes(partial(_compute, predict), work, parallel), strict=True):
-        if words:
-            print(f"fold {number}/{len(sets)}: {words}", flush=True)
-    tables = {}
-    for part, path in (("test", files.folds), ("validation", files.folds_validation)):
-        rows = [read_predictions(folder / f"{part}.csv").assign(fold=number) for number, folder in folders.items()]
-        tables[part] = pd.concat(rows, ignore_index=True)
-        write_csv(path, tables[part])
-    scores = classification_metrics(tables["test"])
-    update_json(files.stats, folds={"of": key, "how": how, "count": len(sets), "seed": seed, **scores,
-                                    "videos": len(tables["test"])})
-    return tables["test"]
+    work = [missing for run in runs for missing in run.missing()]
+    for run in runs:
+        if run.missing():
+            run.prepare()
+    for line in in_processes(_compute, work, parallel):
+        if line:
+            print(line, flush=True)
+    return [run.collect() for run in runs]
 
 
-def _compute(predict: PredictFold, data: VideoData, folder: Path) -> str:
+def _compute(predict: PredictFold, data: VideoData, folder: Path, title: str) -> str:
     """Writes a fold's predictions, and gives its line."""
     test, validation, words = predict(data, folder)
     write_csv(folder / "validation.csv", validation)
     write_csv(folder / "test.csv", test)
-    return words and f"{classification_metrics(test)['accuracy']:.3f} of {len(test)} videos ({words})"
+    return words and f"{title}: {classification_metrics(test)['accuracy']:.3f} of {len(test)} videos ({words})"
 
 
 def fold_table(predictions: pd.DataFrame) -> pd.DataFrame:

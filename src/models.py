@@ -99,6 +99,9 @@ class TemporalPool(nn.Module):
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
 
+    def extra_repr(self) -> str:
+        return self.pooling
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pooling == "max":
             return x.amax(dim=1)
@@ -109,12 +112,49 @@ class TemporalPool(nn.Module):
             mixed = self.mix(self.down(x).transpose(1, 2)).relu()  # (B, narrow, T)
             return x.mean(dim=1) + self.up(mixed.mean(dim=2))  # `up` is linear: once per clip, not once per frame
         if self.pooling == "stats":
-            t = x.shape[1]
-            shares = torch.cat([torch.full((1, t), 1 / t), F.adaptive_avg_pool1d(torch.eye(t), 3).T])  # (4, T)
-            means = shares.to(x) @ x  # (B, 4, F); products are several times as fast as pooling and its gradient
+            means = _shares(x.shape[1]).to(x) @ x  # (B, 4, F); several times as fast as pooling and its gradient
             variance = (x - means[:, :1]).square().mean(dim=1)  # likewise, beside x.std()
             return torch.cat([means.flatten(1), (variance + 1e-12).sqrt()], dim=1)  # a gradient where nothing changes
         return x.mean(dim=1)
+
+
+class LaggedMoments(nn.Module):
+    """What `stats` of a convolution over three frames depend on: (B, T, F) to (B, 18, F).
+
+    Of each frame's predecessor, itself and its successor: the means over all frames and over three thirds (4 x 3), then
+    their variances and covariances (6: 00, 11, 22, 01, 02, 12).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t, padded = x.shape[1], F.pad(x, (0, 0, 1, 1))
+        lags = torch.stack([padded[:, k:k + t] for k in range(3)], dim=1)  # (B, 3, T, F)
+        means = _shares(t).to(x) @ lags  # (B, 3, 4, F)
+        away = lags - means[:, :, :1]
+        products = [(away[:, i] * away[:, j]).mean(dim=1) for i, j in self.pairs]
+        return torch.cat([means.transpose(1, 2).flatten(1, 2), torch.stack(products, dim=1)], dim=1)
+
+    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+
+class ConvolvedStats(nn.Module):
+    """`stats` of what a `TemporalConv` gives, from `LaggedMoments`: (B, 18, F) to (B, 5 F). The same function as one
+    after the other within rounding, for a fraction of the numbers moved."""
+
+    def __init__(self, conv: TemporalConv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, moments: torch.Tensor) -> torch.Tensor:
+        w = self.conv.weight  # (3, F)
+        means = (moments[:, :12].unflatten(1, (4, 3)) * w).sum(dim=2)  # (B, 4, F)
+        pairs = torch.stack([w[i] * w[j] * (1 if i == j else 2) for i, j in LaggedMoments.pairs])
+        variance = (moments[:, 12:] * pairs).sum(dim=1).clamp(min=0)
+        return torch.cat([means.flatten(1), (variance + 1e-12).sqrt()], dim=1)
+
+
+def _shares(t: int) -> torch.Tensor:
+    """(4, T): by which frames enter the mean over all, and over each of three thirds."""
+    return torch.cat([torch.full((1, t), 1 / t), F.adaptive_avg_pool1d(torch.eye(t), 3).T])
 
 
 class GridPool(nn.Module):
@@ -167,6 +207,22 @@ class TwoStream(nn.Module):
             return (RGB_WEIGHT * both[0] + both[1]) / (RGB_WEIGHT + 1)
         drawn = torch.randint(2, (len(x),), device=x.device)
         return both[drawn, torch.arange(len(x), device=x.device)]
+
+
+class Summary(nn.Module):
+    """A module that has no parameters, on activations (B, T, F) or on each of two streams in them, the first `stills`
+    long: what it gives of them, joined along its first dimension."""
+
+    def __init__(self, module: nn.Module, stills: int | None):
+        super().__init__()
+        self.module, self.stills = module, stills
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        streams = activations.tensor_split([self.stills], dim=1) if self.stills else [activations]
+        return torch.cat([self.module(stream) for stream in streams], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"stills={self.stills}"
 
 
 class VideoModel(nn.Module):
@@ -228,6 +284,41 @@ class VideoModel(nn.Module):
     def _stills_behind(self, start: int) -> int:
         return self.stills
 
+    def _short_cut(self) -> tuple[nn.Module | None, list[nn.Module]]:
+        """What nothing that is trained decides between trunk and classifier, and what then replaces all up to the
+        pooling's end; None and nothing where a trained layer comes first."""
+        above, pool = self.stages[self.cut:], self.pool[0] if isinstance(self.pool, nn.Sequential) else self.pool
+        if any(True for _ in pool.parameters()):
+            return None, []
+        if not len(above):
+            return pool, []
+        if len(above) == 1 and isinstance(above[0], TemporalConv) and pool.pooling == "stats":
+            return LaggedMoments(), [ConvolvedStats(above[0])]
+        return None, []
+
+    @property
+    def summary(self) -> Summary | None:
+        """Activations to what the trained part needs to know of them, which nothing trained decides: computed once.
+        None where there is no such thing."""
+        first, _ = self._short_cut()
+        return first and Summary(first, self._stills_behind(self.cut) if self.stills else None)
+
+    @property
+    def tail(self) -> nn.Module:
+        """The trained part behind `summary`, or behind the trunk where there is none: the same function as `head`,
+        whose layers it shares."""
+        first, behind = self._short_cut()
+        if first is None:
+            return self.head
+        pairs = [(self.still_pool, self.still_classifier)] if self.stills else []
+        tails = [nn.Sequential(*behind, *(pool[1:] if isinstance(pool, nn.Sequential) else ()), *classifier)
+                 for pool, classifier in (*pairs, (self.pool, self.classifier))]
+        if not self.stills:
+            return tails[0]
+        both = TwoStream(lambda x: x.chunk(2, dim=1), *tails)
+        both.training = self.training
+        return both
+
     def _joined_from(self, start: int) -> nn.Module:
         branches = self.branches(start)
         if not self.stills:
@@ -275,6 +366,15 @@ class VideoModel(nn.Module):
         return self
 
 
+class Dropout(nn.Dropout):
+    """The same as torch's, whose draws take four times as long on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not 0 < self.p < 1:
+            return super().forward(x)
+        return x * (torch.rand(x.shape, device=x.device) >= self.p) / (1 - self.p)
+
+
 def _classifier(features: int, num_classes: int, dropout: float, pooling: str, standardize: bool) -> tuple:
     """The pooling over time of (B, T, features), and the classifier of what it gives."""
     pool = TemporalPool(pooling, features)
@@ -282,7 +382,7 @@ def _classifier(features: int, num_classes: int, dropout: float, pooling: str, s
     if standardize:
         nn.init.zeros_(linear.weight)  # undecided at first, however many features there are
         pool = nn.Sequential(pool, Standardize(linear.in_features))
-    return pool, nn.Sequential(nn.Dropout(dropout), linear)
+    return pool, nn.Sequential(Dropout(dropout), linear)
 
 
 def summary(model: VideoModel, clip: torch.Tensor) -> str:

@@ -7,7 +7,7 @@ from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, ResNet
 from torchvision.models.video import R3D_18_Weights
 from torchvision.transforms import v2
 
-from augmentation import FrameByFrame, seed_transform
+from augmentation import ColourJitter, seed_transform
 from config import Preprocessing
 from conftest import frame_numbers, numbered_frames, write_csv, write_video
 from data_loader import (
@@ -235,14 +235,43 @@ def test_sampler_uses_the_files_frame_rate():
     assert np.diff(FrameSampler(8, "time", 10.0)(VideoInfo(300, 0.0, 1, 1))).tolist() == [1] * 7
 
 
-def test_colour_is_drawn_once_per_clip_and_equals_the_clip_as_a_whole():
-    jitter = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)
-    clip = torch.randint(0, 256, (5, 3, 20, 24), dtype=torch.uint8)
-    results = []
-    for transform in (jitter, FrameByFrame(jitter)):
-        torch.manual_seed(3)
-        results.append(transform(clip))
-    assert torch.equal(*results) and not torch.equal(results[0], clip)
+JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
+
+
+def jittered(transform, clip, seed):
+    torch.manual_seed(seed)
+    return transform(clip)
+
+
+def test_colour_is_drawn_once_per_clip():
+    clip = torch.randint(0, 256, (1, 3, 20, 24), dtype=torch.uint8).expand(5, -1, -1, -1)
+    changed = jittered(ColourJitter(**JITTER), clip, 3)
+    assert torch.equal(changed, changed[:1].expand_as(changed)) and not torch.equal(changed, clip)
+    assert changed.dtype == torch.uint8 and changed.shape == clip.shape
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_colour_is_changed_as_by_torchvision(seed):
+    """Where nothing is clamped and all frames are equally bright, to the rounding of the result."""
+    frame = torch.randint(90, 150, (1, 3, 20, 24), generator=torch.Generator().manual_seed(0)).byte()
+    clip = torch.cat([frame, frame.flip(3), frame.flip(2)])
+    ours, exact = jittered(ColourJitter(**JITTER), clip, seed), jittered(v2.ColorJitter(**JITTER), clip / 255, seed)
+    assert (ours - 255 * exact).abs().max() <= 0.6  # OpenCV multiplies in fixed point
+
+
+def test_contrast_is_about_the_mean_of_the_clip():
+    """A dark and a bright frame move apart as the pixels of one frame do; each frame by itself would stay as it is."""
+    clip = torch.tensor([100, 140], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    low, high = jittered(ColourJitter(contrast=(1.5, 1.5)), clip, 0)[:, 0, 0, 0].tolist()
+    assert (low, high) == (90, 150)
+
+
+def test_values_are_clamped_at_the_end_alone():
+    """Brightened beyond white and brought back by less contrast: torchvision loses what lay above."""
+    clip = torch.tensor([250, 10], dtype=torch.uint8).view(1, 1, 1, 2).expand(4, 3, 8, 2)
+    params = {"fn_idx": torch.arange(4), "brightness_factor": 1.3, "contrast_factor": 0.5, "saturation_factor": None,
+              "hue_factor": None}
+    assert ColourJitter().transform(clip, params)[0, 0, 0].tolist() == [247, 91]  # 325 and 13, about 169
 
 
 def test_what_a_worker_hands_over_is_the_crop_alone():

@@ -185,7 +185,7 @@ def test_activations_equal_the_direct_path(data, cache, precision, tolerance):
     model = build_model(recipe, 3, "packaged").eval()
     clips = VideoDataset3D(data.splits["val"], data.root, data.class_map, num_frames=4, sampling="time",
                            frame_rate=15.0, transform=eval_transform(model.preprocessing))
-    kept = trunk_activations(model, clips, 1, "cpu", cache=cache, precision=precision)
+    kept = trunk_activations(model, [(clips, 1)], "cpu", cache=cache, precision=precision)[0]
     with torch.inference_mode():
         direct = model.trunk(clips[0][0][None])[0]
     assert (torch.from_numpy(np.load(kept[0])[0]) - direct).norm() < tolerance * direct.norm()
@@ -195,14 +195,14 @@ def test_activations_are_computed_once_and_follow_the_clip(data, tmp_path, monke
     model = build_model(get_recipe("recommended", "3d", **TINY), 3, "packaged")
     clips = VideoDataset3D(data.splits["val"], data.root, data.class_map, num_frames=4,
                            transform=eval_transform(model.preprocessing))
-    first = trunk_activations(model, clips, 1, "cpu", cache=tmp_path)
+    first = trunk_activations(model, [(clips, 1)], "cpu", cache=tmp_path)[0]
     first[0].unlink()
     runs, real = [], deployed.FrozenTrunk.__call__
     monkeypatch.setattr(deployed.FrozenTrunk, "__call__", lambda *a: runs.append(1) or real(*a))
-    again = trunk_activations(model, clips, 1, "cpu", cache=tmp_path)
+    again = trunk_activations(model, [(clips, 1)], "cpu", cache=tmp_path)[0]
     assert len(runs) == 1 and again == first
     clips.sampler.num_frames = 5
-    assert set(trunk_activations(model, clips, 1, "cpu", cache=tmp_path)).isdisjoint(first)
+    assert set(trunk_activations(model, [(clips, 1)], "cpu", cache=tmp_path)[0]).isdisjoint(first)
 
 
 def test_seed_recipe_runs_on_the_same_code(data, cache):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import deployed
+import engines
 from deployed import FrozenTrunk, fold_batchnorm
 from models import FrameModel, InflatedEfficientNet, ResNet3D
 
@@ -36,11 +37,11 @@ def test_folded_batchnorm_is_the_same_function(model, shape):
     (True, "auto", "bfloat16"), (False, "auto", "float32"),
     (True, "float32", "float32"), (False, "bfloat16", "bfloat16")])
 def test_precision_follows_the_hardware_unless_it_is_named(monkeypatch, able, asked, taken):
-    monkeypatch.setattr(deployed, "computes_bfloat16", lambda device: able)
+    monkeypatch.setattr(engines, "computes_bfloat16", lambda device: able)
     model = FrameModel(3, "efficientnet_lite0", weights=None, trained="head")
-    assert FrozenTrunk(model, None, "cpu", asked).precision == taken
+    assert FrozenTrunk(model, "cpu", asked).precision == taken
     with pytest.raises(ValueError, match="float16"):
-        FrozenTrunk(model, None, "cpu", "float16")
+        FrozenTrunk(model, "cpu", "float16")
 
 
 @pytest.mark.parametrize("model, shape", [
@@ -58,7 +59,7 @@ def test_frames_shared_out_to_threads_give_what_the_trunk_gives(model, shape):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            given.append(FrozenTrunk(model, None, "cpu", "float32").run(clips))
+            given.append(FrozenTrunk(model, "cpu", "float32").run(clips))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -143,7 +143,7 @@ class Guesses:
 
 def validated(data, predict, cache, asked=None, count=5, seed=0, model="some"):
     files = ModelFiles(data.results, model, "deep_learning", ".pth")
-    return folds.cross_validate(data, files, asked or {"a": 1}, predict, count, seed, cache), files
+    return folds.run_all([folds.FoldRun(data, files, asked or {"a": 1}, predict, count, seed, cache)])[0], files
 
 
 def test_every_video_is_predicted_once_and_kept(data, tmp_path):
@@ -233,12 +233,12 @@ def fold(tiny_dataset, tmp_path_factory):
 
 
 def captured(monkeypatch, call):
-    """What is given to `folds.cross_validate` for one fold, by a function that cross-validates a model."""
+    """What a function that cross-validates a model would do of one fold."""
     held = []
-    monkeypatch.setattr(folds, "cross_validate", lambda data, files, asked, predict, *_, **__: (
-        held.append(predict) or pd.DataFrame(columns=["label", "predicted", "fold"])))
+    monkeypatch.setattr(folds, "run_all", lambda runs, *_: (
+        held.extend(runs) or [pd.DataFrame(columns=["label", "predicted", "fold"])]))
     call()
-    return held[0]
+    return held[0].predict
 
 
 @pytest.fixture
@@ -326,7 +326,7 @@ def searched(fold, monkeypatch):
         fits, searches = [], []
         with monkeypatch.context() as patch:
             model = classifiers.ClassicalModel("logistic_regression", fold.data, 0, fold.cache)
-            predict_fold = captured(patch, lambda: classifiers.cross_validate(model, 5))
+            predict_fold = captured(patch, lambda: classifiers.cross_validate([model], 5))
             real_tune, real_fit, real_table = classifiers.tune, classifiers.fit, classifiers.fitting_table
 
             def tune(*given):
@@ -377,7 +377,8 @@ def test_folds_in_processes_of_their_own_end_the_same(data, tmp_path, model):
         its, cache = dataclasses.replace(data, results=tmp_path / backend), tmp_path / f"{backend} cache"
         with joblib.parallel_config(backend=backend):
             if model == "classical":
-                return classifiers.cross_validate(classifiers.ClassicalModel("linear_svm", its, 0, cache), 3)
+                models = [classifiers.ClassicalModel(name, its, 0, cache) for name in ("linear_svm", "knn")]
+                return pd.concat(classifiers.cross_validate(models, 3))
             return evaluation.cross_validate(untrained(its, RECIPE, "packaged", 0, cache=cache), RECIPE, 3)
 
     pd.testing.assert_frame_equal(run("loky"), run("sequential"), check_exact=True)

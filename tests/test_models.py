@@ -268,3 +268,36 @@ def test_summary_names_stages_and_counts_and_changes_nothing(kind, shape):
     assert all(f"({name})" in text for name, _ in model.stages.named_children())
     assert f"Total params: {total:,}" in text and f"Trainable params: {trained:,}" in text
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("modality", ["diff", "rgb+diff"])
+@pytest.mark.parametrize(("kind", "source", "changes"), [
+    *(("2d", "packaged", {"pooling": pooling}) for pooling in ("avg", "max", "stats", "attention", "conv")),
+    ("3d", "packaged", {"pooling": "stats"}), ("3d", "packaged", {"pooling": "avg"}), ("3d", "none", {}),
+    ("2d", "packaged", {"pooling": "avg", "standardize": False})])
+def test_what_is_trained_on_summaries_is_the_head(modality, kind, source, changes):
+    """The same logits and gradients, in training and in the test, from what is computed once of the activations."""
+    torch.manual_seed(0)
+    recipe = get_recipe("recommended", kind, modality=modality, size=64, num_frames=7, stills=3, dropout=0.0, **changes)
+    model = build_model(recipe, 3, source)
+    for parameter in model.tail.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(6, *((10 if modality == "rgb+diff" else 7), 3, 64, 64)).movedim(1, model.time)
+    with torch.no_grad():
+        activations = model.joined(model.trunk.eval(), x)
+    summary = model.summary
+    assert (summary is None) == (changes.get("pooling") in ("attention", "conv") or (kind, source, changes) == (
+        "3d", "packaged", {"pooling": "avg"}))
+    seen = summary(activations) if summary else activations
+    for mode in (True, False):
+        gradients, logits = [], []
+        for part, given in ((model.head, activations), (model.tail, seen)):
+            torch.manual_seed(1)
+            model.zero_grad()
+            part.train(mode)
+            logits.append(part(given))
+            nn.functional.cross_entropy(logits[-1], torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+            gradients.append([parameter.grad.clone() for parameter in part.parameters()])
+        torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-4)
+    assert [*model.head.parameters()] == [*model.tail.parameters()]

@@ -268,7 +268,7 @@ def test_the_recommended_recipe_takes_every_network(name):
                     "mobilenetv3_large": 1280}.get(name, 512)
         assert kept.shape == (1, 10 if NETWORKS[name].kind == "2d" else 2, 6 * features) and logits.shape == (1, 3)
         if device == "cpu":
-            assert (model.joined(FrozenTrunk(model, None, "cpu", "float32").run, x) - kept).norm() < 1e-4 * kept.norm()
+            assert (model.joined(FrozenTrunk(model, "cpu", "float32").run, x) - kept).norm() < 1e-4 * kept.norm()
             torch.testing.assert_close(model.head(kept), logits, atol=1e-5, rtol=1e-4)
 
 

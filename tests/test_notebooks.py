@@ -1,5 +1,6 @@
 """The committed notebooks: executed in order, clean, thin; and a runner that loses nothing."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -61,16 +62,23 @@ def notebook_with(source: str, path: Path) -> Path:
     return path
 
 
+def execute(path: Path, failed: Path) -> None:
+    async def run():
+        await run_notebooks.execute(path, path, failed, 0.0, await run_notebooks.start_kernel())
+
+    asyncio.run(run())
+
+
 def test_runner_writes_whole_notebooks_and_keeps_the_old_one_on_failure(tmp_path, capsys):
     good = notebook_with("print('a\\rb')", tmp_path / "good.ipynb")
-    run_notebooks.execute(good, good, tmp_path / "failed", 0.0, run_notebooks.start_kernel())
+    execute(good, tmp_path / "failed")
     cell = nbformat.read(good, as_version=4).cells[0]
     assert cell.outputs[0].text == "b\n" and cell.execution_count == 1 and "execution" not in cell.metadata
     assert "good  cell 1/1" in capsys.readouterr().out
     bad = notebook_with("raise ValueError('told')", tmp_path / "bad.ipynb")
     before = bad.read_bytes()
-    with pytest.raises(SystemExit, match=r"bad\.ipynb failed: ValueError: told"):
-        run_notebooks.execute(bad, bad, tmp_path / "failed", 0.0, run_notebooks.start_kernel())
+    with pytest.raises(run_notebooks.Failed, match=r"bad\.ipynb failed: ValueError: told"):
+        execute(bad, tmp_path / "failed")
     assert bad.read_bytes() == before and (tmp_path / "failed" / "bad.ipynb").is_file()
 
 
@@ -90,6 +98,33 @@ def test_runner_of_one_notebook_ends_well_whatever_models_there_are(tmp_path, ti
     run_notebooks.main(["03_2d_cnn"])
     assert "no headline table yet" in capsys.readouterr().out
     assert (data.results / "notebooks" / "03_2d_cnn.ipynb").is_file()
+
+
+def test_notebooks_run_side_by_side_but_after_those_that_they_read(tmp_path, tiny_dataset, monkeypatch, capsys):
+    """Two that wait for each other's sign, which can't end one after the other; a third that reads what they left."""
+    data = open_data(str(tiny_dataset), results=tmp_path / "results")
+    monkeypatch.setattr(run_notebooks, "open_asked", lambda: data)
+    monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(run_notebooks, "cores", lambda: 2)
+    wait = ("import time, pathlib\npathlib.Path('{0}').touch()\nfor _ in range(600):\n"
+            "    time.sleep({1})\n    if pathlib.Path('{2}').exists(): break\nelse: raise TimeoutError")
+    for own, other in (("03_2d_cnn", "04_3d_cnn"), ("04_3d_cnn", "03_2d_cnn")):
+        notebook_with(wait.format(own, 0.1, other), tmp_path / f"{own}.ipynb")
+    notebook_with("assert pathlib.Path('03_2d_cnn').exists() and pathlib.Path('04_3d_cnn').exists()".replace(
+        "pathlib", "__import__('pathlib')"), tmp_path / "05_tuning.ipynb")
+    for path in ("03_2d_cnn", "04_3d_cnn"):
+        (tmp_path / path).touch()  # the first run goes one after the other
+    run_notebooks.main([])
+    assert "side by side" not in capsys.readouterr().out
+    for path in ("03_2d_cnn", "04_3d_cnn"):
+        (tmp_path / path).unlink()
+    run_notebooks.main([])
+    assert "side by side" in capsys.readouterr().out
+    monkeypatch.setenv("SEED", "7")
+    for path in ("03_2d_cnn", "04_3d_cnn"):
+        (tmp_path / path).touch()
+    run_notebooks.main([])
+    assert "side by side" not in capsys.readouterr().out  # another one is asked for
 
 
 @pytest.mark.parametrize(("name", "text", "kind"), [

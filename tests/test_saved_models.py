@@ -94,7 +94,7 @@ def test_every_model_of_odd_data_is_loaded_back_with_the_same_answers(classes, f
 def test_neighbours_that_so_few_clips_lack_are_not_asked_for(few_columns, tmp_path):
     data = folder_of(tmp_path / "few", ("a", "b"), clips=1)
     model = load_or_fit("knn", data, cache=tmp_path)
-    assert load_or_fit("knn", data, cache=tmp_path).reloaded and len(cross_validate(model, 5)) == 8
+    assert load_or_fit("knn", data, cache=tmp_path).reloaded and len(cross_validate([model], 5)[model.title]) == 8
 
 
 def test_neighbours_are_found_as_before():

@@ -376,7 +376,8 @@ def test_held_out_clips_are_not_trained_on_and_bad_trials_stop(monkeypatch, some
     loss = cross_validate(FixedTrial(VALUES), **trial)
     for (train_set, val_set, _), (rows, held_out) in zip(seen, folds, strict=True):
         assert set(train_set.indices).isdisjoint(val_set.indices) and set(train_set.indices) == set(rows)
-        assert list(val_set.indices) == list(held_out) and train_set.dataset is augmented and val_set.dataset is centre
+        assert list(val_set.indices) == list(held_out) and train_set.dataset.files is augmented.files
+        assert val_set.dataset.files is centre.files
     sizes = [len(held_out) for _, held_out in folds]
     assert loss == pytest.approx(np.average([loss for *_, loss in seen], weights=sizes))
     broken = kept(tmp_path / "broken", np.full((30, 1, 4, 1280), np.nan), augmented.labels, "random")

@@ -5,17 +5,23 @@
 DATASET, WEIGHTS, BACKBONE, RECIPE, SPLIT, CLASSES and SEED are taken from the environment, as by the notebooks
 themselves. With the demo data the notebooks are executed in place; with any other data into the `notebooks` folder of
 its results, so that the executed demo is not overwritten.
+
+Notebooks that don't read one another's results are executed side by side, but those that measure times alone, unless
+the run only reloads what the last one left, with the same code, clips and settings.
 """
 
 import argparse
+import asyncio
+import hashlib
 import os
 import sys
 import textwrap
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPreprocessor
@@ -23,21 +29,28 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPrep
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from comparison import comparison_table, folds_table, lacking, load_results
-from config import DEFAULT_BACKBONE, NUMBERS, ROOT, asked_backbone, asked_number
-from files import atomic_path, shown
-from machine import hardware_line
+from config import CACHE, DEFAULT_BACKBONE, NUMBERS, ROOT, asked_backbone, asked_number
+from files import atomic_path, file_hash, read_json, shown, write_json
+from machine import cores, hardware_line
 from videos.library import VideoData, open_asked
 from videos.places import DATASETS
 
 NOTEBOOKS = ROOT / "notebooks"
+# What a notebook reads of others' results; each waits for those that are executed in the same run.
+NEEDS = {"05_tuning": ("03_2d_cnn", "04_3d_cnn"), "06_interpretation": ("03_2d_cnn", "04_3d_cnn"),
+         "07_comparison": ("01_dataset", "02_classical_ml", "03_2d_cnn", "04_3d_cnn", "05_tuning", "06_interpretation"),
+         "08_your_video": ("02_classical_ml", "03_2d_cnn", "04_3d_cnn")}
+MEASURING = ("02_classical_ml", "03_2d_cnn", "04_3d_cnn")  # times, that others beside them would disturb
+ASKED = ("WEIGHTS", "BACKBONE", "RECIPE", "SPLIT", "CLASSES", "STORAGE", "VIDEO", "MODEL", *NUMBERS)
 
 
 class ShowingClient(NotebookClient):
-    """Executes a notebook and tells which cell it is in; what cells print is passed on as it comes."""
+    """Executes a notebook and tells which cell it is in; what cells print is passed on as it comes, with the notebook's
+    name before each line where others run beside it."""
 
-    def __init__(self, notebook, name: str, started: float, kernel: KernelManager):
+    def __init__(self, notebook, name: str, started: float, kernel: AsyncKernelManager, beside: bool):
         super().__init__(notebook, km=kernel, record_timing=False, timeout=None)
-        self.name, self.started = name, started
+        self.name, self.started, self.margin = name, started, f"{name} | " if beside else "    "
         self.heading, self.cells = "", sum(cell.cell_type == "code" for cell in notebook.cells)
         self.on_cell_start = self._tell
 
@@ -52,39 +65,79 @@ class ShowingClient(NotebookClient):
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
             text = msg["content"]["text"]
             if "\r" not in text:  # a progress bar moves on its own line
-                text = textwrap.indent(text.rstrip("\n"), "    ") + "\n"
+                text = textwrap.indent(text.rstrip("\n"), self.margin) + "\n"
             print(text, end="", flush=True)
         return super().process_message(msg, cell, cell_index)
 
 
-def start_kernel() -> KernelManager:
+async def start_kernel() -> AsyncKernelManager:
     """A kernel in the notebooks' folder. While another one works, it imports what takes seconds in most notebooks."""
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(NOTEBOOKS), extra_arguments=[
+    manager = AsyncKernelManager(kernel_name="python3")
+    await manager.start_kernel(cwd=str(NOTEBOOKS), extra_arguments=[
         "--IPKernelApp.log_level=ERROR", "--IPKernelApp.exec_lines=import matplotlib.pyplot, sklearn, torchvision"])
     return manager
 
 
-def execute(source: Path, target: Path, failed: Path, started: float, kernel: KernelManager) -> None:
+async def execute(source: Path, target: Path, failed: Path, started: float, kernel: AsyncKernelManager,
+                  beside: bool = False) -> None:
     """Executes one notebook in a kernel, which is shut down at the end, and writes it, whole, to `target`.
 
     Args:
         failed: folder that keeps what was executed of a notebook whose cell fails; `target` stays as it was.
         started: of the whole run, on `time.perf_counter`'s clock.
+        beside: whether other notebooks run at the same time.
 
     Raises:
-        SystemExit: a cell failed.
+        Failed: a cell failed.
     """
     notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(source, as_version=4), {})
     try:
-        ShowingClient(notebook, source.stem, started, kernel).execute()
+        await ShowingClient(notebook, source.stem, started, kernel, beside).async_execute()
     except (CellExecutionError, DeadKernelError) as error:
         _write(notebook, failed / source.name)
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
-        raise SystemExit(f"\n{source.name} failed: {reason}\nexecuted so far: {shown(failed / source.name)}") from None
+        raise Failed(f"\n{source.name} failed: {reason}\nexecuted so far: {shown(failed / source.name)}") from None
     finally:
-        kernel.shutdown_kernel(now=True)
+        await kernel.shutdown_kernel(now=True)
     _write(notebook, target)
+
+
+class Failed(Exception):
+    """A notebook whose cell failed; the message says which, why, and where what was executed lies."""
+
+
+async def execute_all(names: list[str], target: Path, failed: Path, started: float,
+                      alone: Sequence[str]) -> None:
+    """Executes notebooks side by side, as many as there are cores, each after those that it `NEEDS`; as `execute`.
+
+    A kernel is started ahead of its notebook. `alone`: those that have no other beside them.
+    """
+    waiting, running, spare = list(names), {}, await start_kernel()
+
+    def may_start(name: str) -> bool:
+        beside = [*running.values()]
+        return (not {*NEEDS.get(name, ())} & {*waiting, *beside} and len(beside) < cores()
+                and not (beside and {name, *beside} & {*alone}))
+
+    try:
+        while waiting or running:
+            for name in list(waiting):
+                if may_start(name):
+                    waiting.remove(name)
+                    work = execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", failed, started, spare,
+                                   beside=name not in alone)
+                    running[asyncio.create_task(work)] = name
+                    spare = await start_kernel() if waiting else None
+            finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
+                del running[task]
+                task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        if spare:
+            await spare.shutdown_kernel(now=True)
 
 
 def _write(notebook, path: Path) -> None:
@@ -112,13 +165,35 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"data set {data.name}: {data.split['clips']} clips, split {data.split['kind']}, {len(data.classes)} classes",
           flush=True)
     os.environ["DATASET"] = data.name if data.name in DATASETS else str(data.root)
-    target, kernel = NOTEBOOKS if data.name == "demo" else data.results / "notebooks", start_kernel()
-    for left, name in zip(reversed(range(len(names))), names, strict=True):
-        following = start_kernel() if left else None  # it ends with this process, where a notebook fails
-        execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", data.results / "failed", started, kernel)
-        kernel = following
+    target, kept = NOTEBOOKS if data.name == "demo" else data.results / "notebooks", _last_run(data)
+    reloads = read_json(kept) == _fingerprint(data)
+    if reloads and names == there:
+        print("nothing has changed since the last run: notebooks reload, side by side", flush=True)
+    try:
+        asyncio.run(execute_all(names, target, data.results / "failed", started, () if reloads else MEASURING))
+    except Failed as failure:
+        raise SystemExit(str(failure)) from None
+    if names == there:
+        write_json(kept, _fingerprint(data))
     print(f"\n{headline(data)}\nnotebooks: {shown(target)}/   results: {shown(data.results)}/   "
           f"elapsed: {time.perf_counter() - started:.0f} s")
+
+
+def _last_run(data: VideoData) -> Path:
+    return CACHE / "runs" / f"{data.name}.json"
+
+
+def _fingerprint(data: VideoData) -> dict:
+    """What decides whether notebooks only reload what is there: the code, what is asked for, the split of the clips'
+    contents, and the saved models."""
+    def digest(paths: Iterable[Path]) -> str:
+        content = [f"{path.name} {file_hash(path)}" for path in sorted(paths)]
+        return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+    saved = (path for path in (data.results / "saved_models").rglob("*.*") if path.is_file())
+    asked = {name: os.environ.get(name, "") for name in ASKED}
+    return {"code": digest((ROOT / "src").rglob("*.py")), "models": digest(saved), "root": str(data.root),
+            "split": data.split["sha256"], "classes": data.classes, "asked": asked}
 
 
 def headline(data: VideoData) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from config import CACHE
 from data_loader import read_clip_table
 from experiment import prediction_table
 from files import ClassicalFiles, atomic_path, differences, keep_previous, read_json, update_json, write_json
-from machine import environment, memory_mb
+from machine import cores, environment, memory_mb
 from metrics import classification_metrics
 from videos.library import VideoData
 from videos.splits import clip_file, group_folds
@@ -180,7 +180,7 @@ def _fit(model: ClassicalModel, asked: dict) -> None:
     table = fitting_table(data)
     x = model_input(model.name, table, data.root, model.cache)
     described = time.perf_counter()
-    model.pipeline, found = tune(MODELS[model.name], x, table, data, model.seed)
+    model.pipeline, found = tune(MODELS[model.name], x, table, data, model.seed, cores())
     fitted = time.perf_counter()
     print(f"cross-validated accuracy {found['cv_mean']:.3f} ± {found['cv_std']:.3f} ({found['cv_how']}), "
           f"{fitted - described:.1f} s")
@@ -226,8 +226,8 @@ def fit(spec: ModelSpec, parameters: dict, x: np.ndarray, table: pd.DataFrame, d
 
 @threadpool_limits.wrap(limits=1)
 def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
-         seed: int) -> tuple[BaseEstimator, dict]:
-    """Chooses a model's parameters by cross-validation and fits it to all rows.
+         seed: int, jobs: int = 1) -> tuple[BaseEstimator, dict]:
+    """Chooses a model's parameters by cross-validation, in as many processes as `jobs`, and fits it to all rows.
 
     Everything that learns from clips (scaling, components, mixtures) is inside the pipeline, so that it sees a fold's
     fitting clips only.
@@ -238,8 +238,8 @@ def tune(spec: ModelSpec, x: np.ndarray, table: pd.DataFrame, data: VideoData,
     y = table["label"].map(data.class_map).to_numpy()
     splits, how = group_folds(table, FOLDS, data.split["groups_named"], seed)
     grid = _possible(spec.grid, min(len(rows) for rows, _ in splits))
-    search = GridSearchCV(spec.build(seed), grid, scoring="accuracy", cv=splits, refit=False,
-                          error_score="raise").fit(x, y)
+    search = GridSearchCV(spec.build(seed), grid, scoring="accuracy", n_jobs=jobs, cv=splits,
+                          refit=False, error_score="raise").fit(x, y)
     scores = [float(search.cv_results_[f"split{i}_test_score"][search.best_index_]) for i in range(len(splits))]
     parameters = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in search.best_params_.items()}
     found = {"cv_mean": float(np.mean(scores)), "cv_std": float(np.std(scores)), "cv_scores": scores, "cv_how": how,
@@ -316,21 +316,25 @@ def evaluate(model: ClassicalModel) -> pd.DataFrame:
     return model.files.kept_table(model.files.predictions, compute)
 
 
-def cross_validate(model: ClassicalModel, count: int, share: float = 1.0) -> pd.DataFrame:
-    """The model tuned, fitted and tested by `count` folds of whole groups; tables and files as `folds.cross_validate`.
+def cross_validate(models: Sequence[ClassicalModel], count: int, share: float = 1.0) -> dict[str, pd.DataFrame]:
+    """Models tuned, fitted and tested by `count` folds of whole groups, all side by side; tables, by the models'
+    titles, and files as `folds.run_all`.
 
     `share` of each fold's training groups is kept, as by `splits.thinned`.
 
     The validation part is tuned and fitted on with the training part, as everywhere; its own predictions, which fusion
     is fitted to, are of a second model with the same parameters, fitted to the training part alone.
     """
-    its = replace(model, pipeline=None)
-    asked = {name: value for name, value in _asked(model).items() if name != "split"}
-    table = folds.cross_validate(model.data, model.files, asked, partial(_predict_fold, its), count, model.seed,
-                                 model.cache, share, partial(_describe, its))
-    right = (table["label"] == table["predicted"]).mean()
-    print(f"{model.title}: {right:.3f} of {len(table)} videos in {table['fold'].nunique()} folds", flush=True)
-    return table
+    runs = []
+    for model in models:
+        its, asked = replace(model, pipeline=None), {k: v for k, v in _asked(model).items() if k != "split"}
+        runs.append(folds.FoldRun(model.data, model.files, asked, partial(_predict_fold, its), count, model.seed,
+                                  model.cache, share, partial(_describe, its)))
+    tables = dict(zip((model.title for model in models), folds.run_all(runs), strict=True))
+    for title, table in tables.items():
+        right = (table["label"] == table["predicted"]).mean()
+        print(f"{title}: {right:.3f} of {len(table)} videos in {table['fold'].nunique()} folds", flush=True)
+    return tables
 
 
 def _describe(model: ClassicalModel) -> None:

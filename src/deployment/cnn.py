@@ -47,7 +47,7 @@ class Cnn:
         self.transform = recipe_transform(self.recipe, self.model.preprocessing, train=False)
         self.sampler = FrameSampler(**self.recipe.frames())
         precision = self.recipe.precision if self.recipe.cache == "activations" else "float32"
-        frozen = FrozenTrunk(self.model, self.transform, self.device, precision)
+        frozen = FrozenTrunk(self.model, self.device, precision)
         self.network = Deployed(frozen, self.model.head)
         self.shares = self.model.frame_wise and self.model.cut > 0
 

@@ -108,12 +108,10 @@ def frozen_features(data: VideoData, weights: str = "auto", device: str = "cpu",
     """
     recipe = get_recipe("recommended", "2d", modality="rgb")
     experiment = untrained(data, recipe, choose_source("2d", weights), seed=0, device=device, cache=cache)
-    rows, features = [], []
-    for part in data.splits:
-        clips = experiment.activations(experiment.dataset(part))
-        features += [clip.mean(dim=(0, 1)).numpy() for clip, _ in clips]  # (V, T, F) -> (F)
-        rows.append(data.table(part).assign(part=part))
-    return experiment.title, pd.concat(rows, ignore_index=True), np.stack(features)
+    clips = experiment.activations(*map(experiment.dataset, data.splits))
+    features = np.stack([clip.mean(dim=(0, 1)).numpy() for clip, _ in clips])  # (V, T, F) -> (F)
+    rows = [data.table(part).assign(part=part) for part in data.splits]
+    return experiment.title, pd.concat(rows, ignore_index=True), features
 
 
 def leakage_lab(clips: pd.DataFrame, representations: dict[str, np.ndarray], repeats: int = 10) -> pd.DataFrame:

@@ -64,7 +64,8 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
     """Trains a new head for all of the recipe's epochs; their number is searched, so nothing stops early.
 
     `model` gives the head's form, and the initial values of a trained stage; its trunk may be missing. Both sets are of
-    `Activations`; the loss of `val_set` is unsmoothed cross-entropy, by which trials of any smoothing can be compared.
+    `Activations`, as they are or as `seen_by` gives them for the recipe's pooling; the loss of `val_set` is unsmoothed
+    cross-entropy, by which trials of any smoothing can be compared.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
@@ -72,7 +73,7 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
     seed_everything(seed)
     model = copy.deepcopy(model)
     model.renew(recipe.pooling, recipe.dropout)
-    head = model.head
+    head = model.tail if getattr(train_set, "dataset", train_set).summary else model.head
     optimizer = make_optimizer(recipe, head)
     scheduler = make_scheduler(recipe, optimizer, len(train_set))
     training = Training(head, optimizer, scheduler, None, recipe.epochs, seed=seed, report=None)
@@ -86,6 +87,13 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
     # 7 to 55 ms, with one 1.3 to 3.8 ms.
     with threadpool_limits(1 if recipe.trained == "head" else None):
         return fit(training, train_loader, val_loader, criterion, model.classifier[1].weight.device)
+
+
+def seen_by(model: VideoModel, recipe: Recipe, *clips: Activations) -> list[Activations]:
+    """The clips as a head of the recipe's pooling needs them, held in memory for all of its trainings."""
+    model = copy.deepcopy(model)
+    model.renew(recipe.pooling, recipe.dropout)
+    return [its.through(model.summary).held() for its in clips]
 
 
 # ---------------------------------------------------------------- one trial
@@ -135,7 +143,8 @@ def cross_validate(trial: Trial, clips: dict[str, tuple[VideoModel, Activations,
         recipe: for the fields that are not searched; its `trained` is one of the cuts.
     """
     recipe = replace(recipe, **suggest(trial, search_space(recipe.kind, tuple(clips))))
-    model, augmented, centre = clips[recipe.trained]
+    model, *both = clips[recipe.trained]
+    augmented, centre = seen_by(model, recipe, *both)
     losses, accuracies, sizes = [], [], [len(held_out) for _, held_out in folds]
     for fold, (rows, held_out) in enumerate(folds):
         try:
@@ -352,7 +361,8 @@ def test_of_choice(study: optuna.Study, data: VideoData, seeds: tuple[int, ...] 
 
 
 def _test(experiment: Experiment, seeds: tuple[int, ...]) -> list[dict]:
-    train_set, val_set = load_clips(experiment, "train", train=True), load_clips(experiment, "val")
+    train_set, val_set = seen_by(experiment.model, experiment.recipe, load_clips(experiment, "train", train=True),
+                                 load_clips(experiment, "val"))
     test_loader = experiment.test_loader(experiment.dataset("test"))
     rows = []
     for seed in seeds:

@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+PYTEST = $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 READY_APP := $(VENV)/.ready-app
@@ -20,7 +21,7 @@ export $(NAMES)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data data-check run tune report bench predict recipes curve reproduce app test lint clean
+.PHONY: help install demo data data-check run tune report bench predict recipes curve reproduce app test test-all lint clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
@@ -87,8 +88,11 @@ reproduce: $(READY)  ## Fetch UCF-101's three classes and compare the seed's rec
 app: $(READY_APP)  ## Serve a web page: drop a video, read what the trained models say (DATASET=..., ARGS="--port 8000")
 	$(PY) src/app.py $(ARGS)
 
-test: $(READY_DEV) lint  ## Run the lint and the test suite
-	$(PY) -m pytest
+test: $(READY_DEV) lint  ## Run the lint and the tests that take minutes together (on all cores)
+	$(PYTEST) -m "not slow"
+
+test-all: test  ## Run these, then the slow ones: browsers, exports, killed processes, whole command lines
+	$(PYTEST) -m slow
 
 lint: $(READY_DEV)  ## Check the code with ruff
 	$(PY) -m ruff check

@@ -66,9 +66,10 @@ def grown(sizes: list[dict]) -> list[list[str]]:
     """Cost per clip by number of clips; from the second size on, its ratio to that of the smallest."""
     rows = []
     for what in GROWTH:
-        for size in sizes:
+        told = [size for size in sizes if {"clips", what} <= size.keys()]
+        for size in told:
             row = compared(f"{size['clips']['median']:.0f} clips", GROWTH[what], None, size[what])
-            rows.append([*row[:-1], f"{size[what]['median'] / sizes[0][what]['median']:.2f} of the fewest's"])
+            rows.append([*row[:-1], f"{size[what]['median'] / told[0][what]['median']:.2f} of the fewest's"])
     return rows
 
 

@@ -26,7 +26,7 @@ from files import ArrayStore, file_hash, shown
 from models import VideoModel
 from transforms import ClipTransform
 
-IN_MEMORY = 1e9  # bytes of kept activations that a loader of many epochs holds; the rest is read when it is needed
+IN_MEMORY = 1e9  # bytes of kept activations that a loader of many epochs holds; more are read when they are needed
 
 
 class Activations(Dataset):
@@ -35,8 +35,8 @@ class Activations(Dataset):
 
     A sample is (activations, label): of all views, (V, T, ...); with `view` a number, of this one, (T, ...); with
     `view` `random`, of one that is drawn from torch's generator (training). Values are float32. Where a view is named,
-    they are read for epochs: once, and held in memory, as many as IN_MEMORY allows. A loader gets batches
-    of them, (B, ...) and (B,), by `__getitems__`; it needs a `collate` that leaves them as they are, such as `tuple`.
+    they are read for epochs: once, and held in memory where IN_MEMORY allows it. A loader gets batches of them,
+    (B, ...) and (B,), by `__getitems__`; it needs a `collate` that leaves them as they are, such as `tuple`.
     """
 
     def __init__(self, files: list[tuple[Path, ...]], labels: list[int], view: int | str | None = None,
@@ -45,15 +45,12 @@ class Activations(Dataset):
         self._seen: dict[str, Activations] = {}
 
     def through(self, summary: nn.Module | None) -> Activations:
-        """The same clips as a `models.Summary` gives them: of each view (S, ...)."""
+        """The same clips as a `models.Summary` gives them: of each view (S, ...); with None, as they are."""
+        if summary is None:
+            return self
         if repr(summary) not in self._seen:
             self._seen = {repr(summary): Activations(self.files, self.labels, self.view, summary)}  # the last one alone
         return self._seen[repr(summary)]
-
-    def held(self) -> Activations:
-        """Itself, what fits into memory read by now."""
-        _ = self._memory
-        return self
 
     def __len__(self) -> int:
         return len(self.files)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ABANDONED = 3600  # seconds after which a temporary file is taken for that of a killed process
-TRIM_EVERY = 64  # files written between two looks at the budget
+LOOK_AGAIN = 0.5  # share of the room that may be written before the folder is looked through again
 
 
 # ---------------------------------------------------------------- where results lie
@@ -235,6 +235,7 @@ class ArrayStore:
         budget_gb = asked_number("CACHE_GB") if budget_gb is None else budget_gb
         self.folder, self.budget, self.written = Path(folder), budget_gb * 1e9, 0
         self.in_use: set[Path] = set()
+        self._room = 0.0  # bytes to be written before the next look
 
     def path(self, kind: str, key: object) -> Path:
         """Where the array of a key is kept, or would be; `key` is told apart by its `repr`."""
@@ -260,7 +261,8 @@ class ArrayStore:
         """Keeps an array, whole or not at all."""
         save_array(path, array)
         self.written += 1
-        if self.written % TRIM_EVERY == 0:
+        self._room -= array.nbytes
+        if self._room < 0:  # by what this process wrote; others may write too
             self.trim()
 
     def get(self, path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -292,6 +294,7 @@ class ArrayStore:
         if left > self.budget:
             print(f"kept files take {left / 1e9:.1f} GB, more than the budget of {self.budget / 1e9:g} GB, and all of "
                   "them are in use: set CACHE_GB higher, or choose fewer views")
+        self._room = max(LOOK_AGAIN * (self.budget - left), 0.01 * self.budget)
         return left
 
 

@@ -35,12 +35,14 @@ class ClipTransform:
 
         `stills` frames come before the pairs, where there are pairs; None takes the clip's.
         """
-        values, stills = pixels.float().div_(255.0), self.stills if stills is None else stills
-        if self.stills is not None:
-            first, second = values[stills:].tensor_split(2)
-            values = torch.cat([values[:stills], 0.5 + DIFFERENCE_GAIN * (second - first)])
-        mean, std = (its.to(values.device)[:, None, None] for its in (self.mean, self.std))
-        return values.sub_(mean).div_(std)
+        mean, std = (its.to(pixels.device)[:, None, None] for its in (self.mean, self.std))
+        stills = len(pixels) if self.stills is None else self.stills if stills is None else stills
+        frames = pixels[:stills].float().div_(255.0).sub_(mean).div_(std)
+        first, second = pixels[stills:].tensor_split(2)
+        differences = (second.float() - first).mul_(DIFFERENCE_GAIN / 255.0 / std).add_((0.5 - mean) / std)
+        if not len(frames) or not len(differences):
+            return frames if len(frames) else differences
+        return torch.cat([frames, differences])
 
     def __call__(self, clip: torch.Tensor) -> torch.Tensor:
         """(F, C, H, W) uint8 to (T, C, H', W') float32."""

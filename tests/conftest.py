@@ -5,6 +5,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", str(max(  # all workers' threads together are as many as there are cores
+    (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), 1)))
 os.environ["CACHE_DIR"] = tempfile.mkdtemp(prefix="tests-cache-")  # before `config` is imported; processes inherit it
 
 from pathlib import Path
@@ -50,6 +52,13 @@ def moving_square(label: int, seed: int, count: int = 20) -> np.ndarray:
         left, top = x + (3 * i if label == 0 else 0), y + (2 * i if label == 1 else 0)
         frame[top:top + 24, left:left + 24] = (220, 60 + 80 * label, 200 - 90 * label)
     return frames
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What opens a browser is slow."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from experiment import load_or_train
 from synthetic import write, write_fast, write_song
 from videos.library import open_data
 
+pytestmark = pytest.mark.slow
+
 TINY = {"precision": "float32", "modality": "diff", "num_frames": 4, "size": 64, "train_views": 1, "epochs": 8,
         "test_clips": 1, "batch_size": 6, "grid": "1x1"}
 MOST_MB, MOST_MINUTES = 1, 0.2

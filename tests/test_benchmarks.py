@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import numbered_frames, write_csv, write_video
+from conftest import frame_numbers, numbered_frames, write_csv, write_video
+from sampling import time_indices
 from videos.library import VideoData
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import bench
+import reference_pipeline
 import seed_pipeline
 import table
 import unfamiliar
@@ -53,6 +55,18 @@ def test_the_seed_takes_one_window_and_crops_each_frame_by_itself(tmp_path):
     assert torch.allclose(centre[0], centre[19], atol=0.05)
 
 
+def test_the_other_yardstick_is_torchvisions(tmp_path):
+    """Five clips of 16 frames at 15 per second, of a video of 25, each a window of its own; all is trained."""
+    frames = numbered_frames(50, 128, 171)
+    data = one_clip(tmp_path, frames)
+    dataset = reference_pipeline.ReferenceClips(data)
+    clip, label = dataset[4]
+    assert len(dataset) == 5 and clip.shape == (3, 16, 112, 112) and label == 1
+    seen = frame_numbers(reference_pipeline.decode_window(tmp_path / "b" / "a.avi", 1.0))
+    assert seen == time_indices(50, 25.0, 16, 15, 1.0).tolist()
+    assert all(parameter.requires_grad for parameter in reference_pipeline.build(3).parameters())
+
+
 def figure(median: float, n: int = 3) -> dict:
     return {"median": median, "min": median * 0.9, "max": median * 1.1, "n": n}
 
@@ -62,17 +76,24 @@ def test_page_states_each_ratio_with_its_figures():
         "seed_2d": {"epochs_8_s": figure(1000), "peak_mib": figure(3000)},
         "ours_2d": {"whole_s": figure(40), "features_s": figure(30), "reload_s": figure(0.5),
                     "peak_mib": figure(1500), "second_training_s": figure(4)},
-        "decode": {"ours_clips_per_s": figure(60), "av_clips_per_s": figure(30), "peak_mib": figure(100)},
+        "decode": {"ours_clips_per_s": figure(60), "av_clips_per_s": figure(30), "peak_mib": figure(100),
+                   "torchcodec_skipped": "RuntimeError: no FFmpeg"},
+        "ours_3d": {"whole_s": figure(50)}, "reference_3d": {"epoch_s": figure(250), "whole_s": figure(56000)},
+        "trunk_2d": {"bfloat16 torch ms": figure(100), "bfloat16 torch gflops": figure(200),
+                     "bfloat16 torch peak": figure(250)},
         "latency_3d": {"seed_model_1_threads_s": figure(2), "ours_model_1_threads_s": figure(0.1)},
-        **{f"growth_2d_x{n}": {"clips": figure(24 * n), "seconds": figure(10 * n), "peak_mib": figure(1000 * n**0.5)}
-           for n in (1, 2, 4)},
+        **{f"growth_{n}": {"clips": figure(n, 1), "whole_ms": figure(10 + n / 1000, 1), "open_ms": figure(4, 1),
+                           "peak_mib": figure(1000, 1)} for n in (1000, 10000)},
     }
     page = table.markdown({"measured": measured, "clips": "here"}, "a machine")
     assert "a machine" in page and "1000 (900 to 1100)" in page and "**25.0x**" in page and "**2.0x**" in page
     assert "| av | clips per second | 30.0 (27.0 to 33.0) | 60.0 (54.0 to 66.0) | **2.0x** |" in page
     assert re.search(r"\| model 1 threads s \| 2\.0 .* \| 0\.100 .* \| \*\*20\.0x\*\* \|", page)
-    assert re.search(r"seconds on 96 clips .* grows as clips\^1\.00", page)
-    assert re.search(r"peak MiB on 96 clips .* grows as clips\^0\.50", page)
+    assert re.search(r"\| 10000 clips \| per clip \[ms\] \| – \| 20\.0 \| 1\.82 of the fewest's \|", page)
+    assert re.search(r"\| 10000 clips \| peak memory \[MiB\] .* 1\.00 of the fewest's", page)
+    assert "| torchcodec | not measured: RuntimeError: no FFmpeg |" in page
+    assert re.search(r"torch \[GFLOP/s\], beside a large matrix product \| 250 .* \| 200 .* \| \*\*0\.8x", page)
+    assert re.search(r"one epoch of one clip per video .* \| \*\*5\.0x\*\* \|", page)
     assert "Loading" not in page  # not measured
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import transforms
 import utils
 from config import RESULTS, get_recipe
 from data_loader import VideoDataset3D
-from experiment import load_or_train, predict, prepare
+from experiment import load_or_train, predict, prepare, untrained
 from features import trunk_activations
 from files import differences, read_json
 from models import build_model, recipe_preprocessing
@@ -203,6 +204,19 @@ def test_activations_are_computed_once_and_follow_the_clip(data, tmp_path, monke
     assert len(runs) == 1 and again == first
     clips.sampler.num_frames = 5
     assert set(trunk_activations(model, [(clips, 1)], "cpu", cache=tmp_path)[0]).isdisjoint(first)
+
+
+def test_every_view_that_folds_need_comes_from_one_pass_over_the_clips(data, tmp_path, monkeypatch):
+    recipe = get_recipe("recommended", "2d", **{**TINY, "modality": "rgb+diff"})
+    run, calls, real = untrained(data, recipe, "packaged", 0, cache=tmp_path), [], data_loader.read_frames
+    monkeypatch.setattr(data_loader, "read_frames", lambda path, choose: calls.append(path) or real(path, choose))
+    monkeypatch.setattr(features, "make_loader", partial(data_loader.make_loader, num_workers=0))
+    clips = [run.dataset(part, train) for part in data.splits for train in (True, False)]
+    run.keep(clips, "rgb+diff")
+    assert len(calls) == len(set(calls)) == sum(data.split["clips"].values())
+    for its in clips:  # what was kept is what is asked for later
+        run.activations(its)
+    assert len(calls) == len(set(calls))
 
 
 def test_seed_recipe_runs_on_the_same_code(data, cache):

@@ -36,6 +36,8 @@ from videos import places
 from videos.decoding import VideoInfo, read_frames
 from videos.library import open_data
 
+pytestmark = pytest.mark.slow
+
 for package in ("onnx", "onnxruntime", "onnxscript", "safetensors"):
     pytest.importorskip(package, reason=f"no {package} here (requirements-export.txt): exports were not tested")
 

@@ -52,10 +52,10 @@ def test_a_failed_computation_leaves_nothing(tmp_path):
 
 
 def test_budget_takes_what_was_used_longest_ago(tmp_path, capsys):
-    store = ArrayStore(tmp_path, budget_gb=3500e-9)
-    paths = [store.path("kind", i) for i in range(5)]
+    ample, store = ArrayStore(tmp_path), ArrayStore(tmp_path, budget_gb=3500e-9)
+    paths = [ample.path("kind", i) for i in range(5)]
     for age, path in zip((50, 40, 30, 20, 10), paths, strict=False):
-        store.write(path, np.zeros(109))  # 1000 bytes with the header of 128
+        ample.write(path, np.zeros(109))  # 1000 bytes with the header of 128
         os.utime(path, (time.time() - age,) * 2)
     store.read(paths[0])  # used now
     assert store.trim() == 3000 and [p.exists() for p in paths] == [True, False, False, True, True]
@@ -63,6 +63,17 @@ def test_budget_takes_what_was_used_longest_ago(tmp_path, capsys):
     tight = ArrayStore(tmp_path, budget_gb=1500e-9)
     tight.in_use = set(paths[3:])
     assert tight.trim() == 2000 and "set CACHE_GB higher" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("budget_gb", "looks"), [(1.0, 1), (100e-6, 250)])
+def test_the_budget_holds_while_files_are_written_and_is_looked_at_seldom(tmp_path, monkeypatch, budget_gb, looks):
+    """By what was written since: each look reads the whole folder, so that looks must not come with every few files."""
+    store, seen, real = ArrayStore(tmp_path, budget_gb), [], ArrayStore.trim
+    monkeypatch.setattr(ArrayStore, "trim", lambda its: seen.append(1) or real(its))
+    for number in range(300):
+        store.write(store.path("kind", number), np.zeros(109))  # 300 kB in all
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) <= 1.02e9 * budget_gb
+    assert 1 <= len(seen) <= looks
 
 
 def test_temporary_files_of_killed_processes_go(tmp_path):

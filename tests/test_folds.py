@@ -371,6 +371,7 @@ def test_what_fusion_is_fitted_to_comes_from_the_training_part_alone(fold, searc
 
 # ---------------------------------------------------------------- a CNN's folds as a whole
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "classical"])
 def test_folds_in_processes_of_their_own_end_the_same(data, tmp_path, model):
     def run(backend):
@@ -384,6 +385,7 @@ def test_folds_in_processes_of_their_own_end_the_same(data, tmp_path, model):
     pd.testing.assert_frame_equal(run("loky"), run("sequential"), check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_cnns_folds_go_on_within_a_training_and_end_the_same(data, tmp_path, monkeypatch):
     recipe = dataclasses.replace(RECIPE, modality="diff")
 

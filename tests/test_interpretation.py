@@ -294,7 +294,7 @@ def by_colour(kind):
     for channel in range(3):
         nn.init.ones_(conv.weight[channel, channel])
     model = hand_made(stages, lambda x: x.mean(dim=1), [[4.0, -0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    model.time = 1 if kind == "2d" else 2
+    model.time, model.frame_wise = (1, True) if kind == "2d" else (2, False)
     return model
 
 

@@ -235,6 +235,7 @@ def test_in_training_a_clip_is_judged_by_one_stream():
     assert (by[0] ^ by[1]).all() and 10 < by[0].sum() < 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["diff", "rgb+diff"])
 @pytest.mark.parametrize("kind, weights, backbone", NETWORKS)
 def test_every_network_takes_every_modality(kind, weights, backbone, modality):

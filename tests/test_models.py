@@ -90,6 +90,7 @@ def test_refused_connection(hub, monkeypatch):
     assert not list(hub.glob("*")) and choose_source("2d", "auto") == "packaged"
 
 
+@pytest.mark.slow
 def test_silent_host_fails_in_time(hub, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
         publish(monkeypatch, server.getsockname()[1])

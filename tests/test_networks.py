@@ -47,6 +47,8 @@ from studies.gradcam import class_maps
 from transforms import apply_transform, eval_transform
 from videos.library import open_data
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = {  # torchvision's: name to function and weights
     "resnet50": ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),
     "efficientnet_b0": ("efficientnet_b0", "EfficientNet_B0_Weights.IMAGENET1K_V1"),

@@ -100,31 +100,48 @@ def test_runner_of_one_notebook_ends_well_whatever_models_there_are(tmp_path, ti
     assert (data.results / "notebooks" / "03_2d_cnn.ipynb").is_file()
 
 
+MEETS = """
+import time
+from pathlib import Path
+
+Path("{own}").touch()
+until = time.monotonic() + 120
+while not Path("{other}").exists():  # it never comes where the other one waits for this one's end
+    assert time.monotonic() < until
+    time.sleep(0.05)
+"""
+
+
 def test_notebooks_run_side_by_side_but_after_those_that_they_read(tmp_path, tiny_dataset, monkeypatch, capsys):
-    """Two that wait for each other's sign, which can't end one after the other; a third that reads what they left."""
     data = open_data(str(tiny_dataset), results=tmp_path / "results")
     monkeypatch.setattr(run_notebooks, "open_asked", lambda: data)
     monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(run_notebooks, "cores", lambda: 2)
-    wait = ("import time, pathlib\npathlib.Path('{0}').touch()\nfor _ in range(600):\n"
-            "    time.sleep({1})\n    if pathlib.Path('{2}').exists(): break\nelse: raise TimeoutError")
-    for own, other in (("03_2d_cnn", "04_3d_cnn"), ("04_3d_cnn", "03_2d_cnn")):
-        notebook_with(wait.format(own, 0.1, other), tmp_path / f"{own}.ipynb")
-    notebook_with("assert pathlib.Path('03_2d_cnn').exists() and pathlib.Path('04_3d_cnn').exists()".replace(
-        "pathlib", "__import__('pathlib')"), tmp_path / "05_tuning.ipynb")
-    for path in ("03_2d_cnn", "04_3d_cnn"):
-        (tmp_path / path).touch()  # the first run goes one after the other
+    monkeypatch.setenv("SEED", "1")  # not that of another test's last run
+    folder = "from pathlib import Path\n"
+    notebook_with(f"{folder}assert not Path('5').exists(); Path('4').touch()", tmp_path / "04_3d_cnn.ipynb")
+    for own, other, name in (("5", "6", "05_tuning"), ("6", "5", "06_interpretation")):
+        notebook_with(MEETS.format(own=own, other=other), tmp_path / f"{name}.ipynb")
+    notebook_with(f"{folder}assert all(Path(its).exists() for its in '456')", tmp_path / "07_comparison.ipynb")
     run_notebooks.main([])
     assert "side by side" not in capsys.readouterr().out
-    for path in ("03_2d_cnn", "04_3d_cnn"):
-        (tmp_path / path).unlink()
-    run_notebooks.main([])
-    assert "side by side" in capsys.readouterr().out
-    monkeypatch.setenv("SEED", "7")
-    for path in ("03_2d_cnn", "04_3d_cnn"):
-        (tmp_path / path).touch()
-    run_notebooks.main([])
-    assert "side by side" not in capsys.readouterr().out  # another one is asked for
+
+
+def test_a_run_that_only_reloads_has_no_order(tmp_path, tiny_dataset, monkeypatch, capsys):
+    """What measures times runs alone, the second time beside others; not where another seed is asked for."""
+    data = open_data(str(tiny_dataset), results=tmp_path / "results")
+    monkeypatch.setattr(run_notebooks, "open_asked", lambda: data)
+    monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(run_notebooks, "cores", lambda: 2)
+    names = ("03_2d_cnn", "04_3d_cnn")
+    for own, other in (names, names[::-1]):
+        notebook_with(MEETS.format(own=own, other=other), tmp_path / f"{own}.ipynb")
+    for seed, reloads in (("42", False), ("42", True), ("7", False)):
+        monkeypatch.setenv("SEED", seed)
+        for name in names:
+            (tmp_path / name).unlink(missing_ok=True) if reloads else (tmp_path / name).touch()
+        run_notebooks.main([])
+        assert ("notebooks reload, side by side" in capsys.readouterr().out) == reloads
 
 
 @pytest.mark.parametrize(("name", "text", "kind"), [

@@ -10,6 +10,8 @@ import pytest
 
 from config import ROOT
 
+pytestmark = pytest.mark.slow
+
 SOURCES = sorted(path for folder in ("src", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 MODULES = {"crypt", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 ATTRIBUTES = {

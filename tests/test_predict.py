@@ -28,6 +28,8 @@ from videos.decoding import VideoInfo, read_frames
 from videos.library import open_data
 from videos.splits import clip_file
 
+pytestmark = pytest.mark.slow
+
 TINY = {"precision": "float32", "stills": 2, "num_frames": 4, "size": 64, "train_views": 2, "epochs": 8,
         "test_clips": 3, "batch_size": 6, "grid": "1x1"}
 

@@ -25,6 +25,8 @@ from videos.folder import scan_clips
 from videos.library import open_data
 from videos.splits import group_pairs, make_folds, thinned
 
+pytestmark = pytest.mark.slow
+
 TINY = {"precision": "float32", "num_frames": 2, "stills": 2, "train_views": 1, "epochs": 2, "test_clips": 2,
         "batch_size": 8, "size": 32, "grid": "1x1", "modality": "diff"}
 

@@ -115,6 +115,7 @@ def code_of(card: str) -> str:
     return re.search(r"```python\n(.*)```", card, re.DOTALL)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2d-cnn", "3d-cnn", "knn"])
 def test_the_code_on_a_card_gives_the_tested_probabilities(trained, name, monkeypatch, tmp_path):
     cards = {path.stem: path.read_text(encoding="utf-8") for path in report.write_cards(trained.results)}

@@ -23,6 +23,8 @@ from models import weights_file
 from test_ucf101 import ArchiveServer, zip_of
 from videos import ucf101
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 2  # of each group, where UCF-101 has four and more
 # The recipes as they are, but for what decides their cost.
 SMALL = {"num_frames": 2, "framing": "whole", "size": 32, "augmentation": "clip", "batch_size": 16, "train_views": 1,

@@ -16,6 +16,8 @@ from data_loader import VideoDataset2D, VideoDataset3D
 from models import ResNet3D, ResNet18Temporal, weights_file
 from utils import EarlyStopping, eval_one_epoch, train_one_epoch
 
+pytestmark = pytest.mark.slow
+
 NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TRAIN = transforms.Compose([
     transforms.ToPILImage(), transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(),

@@ -241,6 +241,7 @@ def others(data, tiny_dataset):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_and_shared_studies_lose_no_trial_and_end(data, fake, others, monkeypatch):
     killed, other, wait_for = others
     wait_for(3)
@@ -259,6 +260,7 @@ def test_killed_and_shared_studies_lose_no_trial_and_end(data, fake, others, mon
     assert {"default", "seed", "chosen"} == set(compare(study).index)
 
 
+@pytest.mark.slow
 def test_a_killed_process_s_trial_is_tried_again(data, fake, monkeypatch):
     monkeypatch.setattr(tuning, "HEARTBEAT", 1)
     study = study_of(data, 2)

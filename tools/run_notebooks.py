@@ -106,17 +106,21 @@ class Failed(Exception):
     """A notebook whose cell failed; the message says which, why, and where what was executed lies."""
 
 
-async def execute_all(names: list[str], target: Path, failed: Path, started: float,
+async def execute_all(names: list[str], target: Path, failed: Path, started: float, needs: dict[str, Sequence[str]],
                       alone: Sequence[str]) -> None:
-    """Executes notebooks side by side, as many as there are cores, each after those that it `NEEDS`; as `execute`.
+    """Executes notebooks side by side, as many as there are cores; arguments and errors as `execute`.
 
-    A kernel is started ahead of its notebook. `alone`: those that have no other beside them.
+    A kernel is started ahead of its notebook.
+
+    Args:
+        needs: which of them a notebook waits for.
+        alone: those that have no other beside them.
     """
     waiting, running, spare = list(names), {}, await start_kernel()
 
     def may_start(name: str) -> bool:
         beside = [*running.values()]
-        return (not {*NEEDS.get(name, ())} & {*waiting, *beside} and len(beside) < cores()
+        return (not {*needs.get(name, ())} & {*waiting, *beside} and len(beside) < cores()
                 and not (beside and {name, *beside} & {*alone}))
 
     try:
@@ -167,10 +171,12 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ["DATASET"] = data.name if data.name in DATASETS else str(data.root)
     target, kept = NOTEBOOKS if data.name == "demo" else data.results / "notebooks", _last_run(data)
     reloads = read_json(kept) == _fingerprint(data)
-    if reloads and names == there:
+    order, needs, alone = names, NEEDS, MEASURING
+    if reloads:
         print("nothing has changed since the last run: notebooks reload, side by side", flush=True)
+        order, needs, alone = names[::-1], {}, ()  # those that take longest begin
     try:
-        asyncio.run(execute_all(names, target, data.results / "failed", started, () if reloads else MEASURING))
+        asyncio.run(execute_all(order, target, data.results / "failed", started, needs, alone))
     except Failed as failure:
         raise SystemExit(str(failure)) from None
     if names == there:
@@ -185,15 +191,16 @@ def _last_run(data: VideoData) -> Path:
 
 def _fingerprint(data: VideoData) -> dict:
     """What decides whether notebooks only reload what is there: the code, what is asked for, the split of the clips'
-    contents, and the saved models."""
+    contents, the saved models, and which results there are."""
     def digest(paths: Iterable[Path]) -> str:
         content = [f"{path.name} {file_hash(path)}" for path in sorted(paths)]
         return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
-    saved = (path for path in (data.results / "saved_models").rglob("*.*") if path.is_file())
-    asked = {name: os.environ.get(name, "") for name in ASKED}
+    there = sorted(path for path in data.results.rglob("*.*") if path.suffix in (".csv", ".json", ".npy", ".npz"))
+    saved = [path for path in (data.results / "saved_models").rglob("*.*") if path.is_file()]
     return {"code": digest((ROOT / "src").rglob("*.py")), "models": digest(saved), "root": str(data.root),
-            "split": data.split["sha256"], "classes": data.classes, "asked": asked}
+            "split": data.split["sha256"], "classes": data.classes, "results": [*map(str, there)],
+            "asked": {name: os.environ.get(name, "") for name in ASKED}}
 
 
 def headline(data: VideoData) -> str:

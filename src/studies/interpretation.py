@@ -9,7 +9,7 @@ import html
 import sys
 from base64 import b64encode
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -209,16 +209,25 @@ class GradCam(NamedTuple):
 
 
 def grad_cam(experiment: Experiment, clip_path: str, frames: int = 8) -> GradCam:
-    """Grad-CAM of the predicted class over time, as `gradcam.class_maps` gives it.
+    """Grad-CAM of the predicted class over time, as `gradcam.class_maps` gives it; the maps are kept in the cache.
 
     At most `frames` maps are given, evenly spread over those of the model's centre view. Errors as `read_frames`.
     """
     dataset, model = experiment.dataset("test"), experiment.model.eval()
-    pictures, times = read_timed_frames(clip_file(experiment.data.root, clip_path), dataset.sampler)
+    path = clip_file(experiment.data.root, clip_path)
+    pictures, times = read_timed_frames(path, dataset.sampler)
     clip = apply_transform(pictures, dataset.transform)  # (T, C, H, W)
-    maps, probabilities = class_maps(model, clip.to(experiment.device))
-    shown, predicted = segment_indices(len(clip), min(frames, len(clip))), int(probabilities.argmax())
-    return GradCam(maps[shown], denormalize(clip, model.preprocessing)[shown], times[shown],
+    shown = segment_indices(len(clip), min(frames, len(clip)))
+
+    @cache
+    def found() -> tuple[np.ndarray, np.ndarray]:
+        return class_maps(model, clip.to(experiment.device))
+
+    store, key = ArrayStore(experiment.cache), (experiment.files.sha256, file_hash(path), frames)
+    maps = store.get(store.path("cams", key), lambda: found()[0][shown])
+    probabilities = store.get(store.path("cams", (*key, "probabilities")), lambda: found()[1])
+    predicted = int(probabilities.argmax())
+    return GradCam(maps, denormalize(clip, model.preprocessing)[shown], times[shown],
                    experiment.data.classes[predicted], float(probabilities[predicted]))
 
 

@@ -90,10 +90,10 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
 
 
 def seen_by(model: VideoModel, recipe: Recipe, *clips: Activations) -> list[Activations]:
-    """The clips as a head of the recipe's pooling needs them, held in memory for all of its trainings."""
+    """The clips as a head of the recipe's pooling needs them: computed once for trainings that follow one another."""
     model = copy.deepcopy(model)
     model.renew(recipe.pooling, recipe.dropout)
-    return [its.through(model.summary).held() for its in clips]
+    return [its.through(model.summary) for its in clips]
 
 
 # ---------------------------------------------------------------- one trial

@@ -74,7 +74,7 @@ async def start_kernel() -> AsyncKernelManager:
     """A kernel in the notebooks' folder. While another one works, it imports what takes seconds in most notebooks."""
     manager = AsyncKernelManager(kernel_name="python3")
     await manager.start_kernel(cwd=str(NOTEBOOKS), extra_arguments=[
-        "--IPKernelApp.log_level=ERROR", "--IPKernelApp.exec_lines=import matplotlib.pyplot, sklearn, torchvision"])
+        "--IPKernelApp.log_level=ERROR", "--IPKernelApp.exec_lines=import matplotlib.pyplot, sklearn, torch"])
     return manager
 
 
@@ -110,13 +110,14 @@ async def execute_all(names: list[str], target: Path, failed: Path, started: flo
                       alone: Sequence[str]) -> None:
     """Executes notebooks side by side, as many as there are cores; arguments and errors as `execute`.
 
-    A kernel is started ahead of its notebook.
+    Kernels are started ahead of their notebooks: as many as can begin at once.
 
     Args:
         needs: which of them a notebook waits for.
         alone: those that have no other beside them.
     """
-    waiting, running, spare = list(names), {}, await start_kernel()
+    waiting, running = list(names), {}
+    spare = [await start_kernel() for _ in range(1 if alone else min(cores(), len(names)))]
 
     def may_start(name: str) -> bool:
         beside = [*running.values()]
@@ -128,10 +129,11 @@ async def execute_all(names: list[str], target: Path, failed: Path, started: flo
             for name in list(waiting):
                 if may_start(name):
                     waiting.remove(name)
-                    work = execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", failed, started, spare,
-                                   beside=name not in alone)
+                    work = execute(NOTEBOOKS / f"{name}.ipynb", target / f"{name}.ipynb", failed, started,
+                                   spare.pop(0), beside=name not in alone)
                     running[asyncio.create_task(work)] = name
-                    spare = await start_kernel() if waiting else None
+                    if len(waiting) > len(spare):
+                        spare.append(await start_kernel())
             finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in finished:
                 del running[task]
@@ -140,8 +142,8 @@ async def execute_all(names: list[str], target: Path, failed: Path, started: flo
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        if spare:
-            await spare.shutdown_kernel(now=True)
+        for kernel in spare:
+            await kernel.shutdown_kernel(now=True)
 
 
 def _write(notebook, path: Path) -> None:

@@ -120,11 +120,11 @@ def run_all(runs: Sequence[FoldRun], parallel: bool = True) -> list[pd.DataFrame
     Returns:
         For each run, one row per video that was tested: as a prediction table, with `fold`, counted from 1.
     """
-    work = [missing for run in runs for missing in run.missing()]
-    for run in runs:
-        if run.missing():
+    missing = [run.missing() for run in runs]
+    for run, folds in zip(runs, missing, strict=True):
+        if folds:
             run.prepare()
-    for line in in_processes(_compute, work, parallel):
+    for line in in_processes(_compute, [fold for folds in missing for fold in folds], parallel):
         if line:
             print(line, flush=True)
     return [run.collect() for run in runs]

@@ -7,6 +7,7 @@ STUDY = {  # what is compared, to the seed's figure and ours
     "the seed's 8 epochs (extrapolated) / ours from nothing: features, epochs, test [s]": ("epochs_8_s", "whole_s"),
     "peak memory of all its processes [MiB]": ("peak_mib", "peak_mib"),
     "of it features [s]": (None, "features_s"),
+    "the card is at work, % of the time": (None, "gpu_busy"),
     "reload of the trained model [s]": (None, "reload_s"),
     "second training, other learning rate, kept features [s]": (None, "second_training_s"),
 }
@@ -43,12 +44,18 @@ def markdown(document: dict, hardware: str) -> str:
                 for decoder, figure in speeds.items() if decoder != "ours"]
     decoding += [[key.removesuffix("_skipped"), f"not measured: {why}", "–", "–", "–"]
                  for key, why in measured.get("decode", {}).items() if key.endswith("_skipped")]
+    transform = measured.get("transform", {})
     sections = {"The study": study, "Loading, one worker": loading, "Latency of one clip, warm": latency,
                 "Decoding 20 frames per clip, one thread": decoding,
+                "The weights' evaluation transform, 20 frames, one thread": [
+                    compared("torchvision's preset of ResNet-18", "clips per second",
+                             transform.get("torchvision_clips_per_s"), transform.get("ours_clips_per_s"),
+                             more_is_better=True)],
                 "The frozen trunk, one view": trunks,
                 "How cost grows: tiny clips, opened, features, two epochs and test": growth}
-    intro = (f"# Benchmark\n\nMeasured on {hardware}; clips: {document['clips']}. Medians of interleaved repeats, "
-             "least to greatest in brackets. A shared, noisy machine: compare within a row.")
+    code = ", ".join(sorted({its["commit"] for its in measured.values() if "commit" in its})) or "unknown"
+    intro = (f"# Benchmark\n\nMeasured on {hardware}; clips: {document['clips']}; code: {code}. Medians of interleaved "
+             "repeats, least to greatest in brackets. A shared, noisy machine: compare within a row.")
     return "\n\n".join([intro, *(table(title, rows) for title, rows in sections.items() if any(rows))]) + "\n"
 
 

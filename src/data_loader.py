@@ -27,6 +27,7 @@ from videos.folder import scan_clips
 from videos.split_files import read_part
 from videos.splits import clip_file
 
+MOST_WORKERS = 16  # processes that decode for a GPU
 ROOM = 32  # of a batch's size that must be free in shared memory, if it is to go through it
 
 
@@ -227,13 +228,14 @@ def stacked(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torc
 
 
 def make_loader(dataset: Dataset, batch_size: int, shuffle: bool = False, num_workers: int | None = None,
-                collate: Callable = stacked) -> DataLoader:
+                collate: Callable = stacked, device: str | torch.device = "cpu") -> DataLoader:
     """A DataLoader whose workers don't fight over cores; shuffling and their seeds come from torch's generator.
 
-    `num_workers` None takes one process fewer than there are cores, four at most.
+    `num_workers` None takes one process fewer than there are cores; four at most where `device`, on which the network
+    runs, is the CPU, which needs them itself.
     """
     if num_workers is None:
-        num_workers = min(max(cores() - 1, 1), 4)
+        num_workers = min(max(cores() - 1, 1), 4 if torch.device(device).type == "cpu" else MOST_WORKERS)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, collate_fn=collate,
                       worker_init_fn=start_worker, pin_memory=torch.cuda.is_available())
 

@@ -64,9 +64,10 @@ class FrozenTrunk:
 
     def __call__(self, pixels: torch.Tensor, transform: ClipTransform) -> np.ndarray:
         """(V, F, C, H, W) uint8 views to (V, T, ...) float16 activations, normalised as `transform` does where the
-        trunk runs; where they are not shared out, a view at a time, which bounds the memory."""
+        trunk runs: on a GPU, or shared out, all at once; else a view at a time, which bounds the memory."""
         views = [as_batch(self.model, transform.normalize(view.to(self.device, non_blocking=True))) for view in pixels]
-        batches = [torch.cat(views)] if self.by_frames else views
+        at_once = self.by_frames or torch.device(self.device).type != "cpu"  # a view alone leaves a GPU idle
+        batches = [torch.cat(views)] if at_once else views
         return torch.cat([self.run(batch).half().cpu() for batch in batches]).numpy()
 
     def run(self, clip: torch.Tensor) -> torch.Tensor:

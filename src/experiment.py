@@ -190,7 +190,7 @@ class Experiment:
 
     def _batches(self, dataset, shuffle: bool = False) -> DataLoader:
         kept = {"num_workers": 0, "collate": tuple} if self.keeps_activations else {}  # comes in batches, without help
-        return make_loader(dataset, self.recipe.batch_size, shuffle, **kept)
+        return make_loader(dataset, self.recipe.batch_size, shuffle, device=self.device, **kept)
 
     # model
 

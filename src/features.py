@@ -133,7 +133,7 @@ def trunk_activations(model: VideoModel, asked: Sequence[tuple[VideoDataset2D, i
     if missing:
         clips = [ClipViews(dataset, views, seed, pixels=True) for dataset, views in asked]
         passes = SharedPasses([[(clips[number], row) for number, row in places] for places in missing.values()])
-        loader = make_loader(passes, batch_size=1, collate=itemgetter(0))  # not a lambda: spawned workers import it
+        loader = make_loader(passes, batch_size=1, collate=itemgetter(0), device=device)  # no lambda: workers import it
         progress = tqdm(zip(missing.values(), loader, strict=True), title, len(missing), unit="clip", file=sys.stdout,
                         ncols=90)
         for places, views in progress:

@@ -14,14 +14,14 @@ READY_APP := $(VENV)/.ready-app
 
 # Names go to the commands by the environment, as they were written: a $ in them is no variable, a blank no end.
 NAMES := DATASET NAME WEIGHTS BACKBONE RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB FROM MODE DATA CLIPS \
-         SKIP_BROKEN ONE_FRAME VIDEO MODEL
+         SKIP_BROKEN ONE_FRAME VIDEO MODEL BUDGET
 $(foreach name,$(NAMES),$(if $(filter undefined,$(origin $(name))),,$(eval override $(name) := $$(value $(name)))))
 export $(NAMES)
 # threads that wait leave the cores to others
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data data-check run tune report bench predict recipes curve reproduce app test test-all lint clean
+.PHONY: help install demo data data-check run tune report bench predict recipes curve faults reproduce app test test-all lint clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
@@ -81,6 +81,9 @@ recipes: $(READY_DEV)  ## Compare recipes by folds on real clips (DATA="folder f
 
 curve: $(READY_DEV)  ## Accuracy against the number of training groups (DATASET=...)
 	$(PY) benchmarks/curve.py
+
+faults: $(READY_DEV)  ## Kills, broken videos, full disks, broken files, with fixed seeds; goes on where it stopped (BUDGET=30m)
+	$(PY) benchmarks/faults.py $(ARGS)
 
 reproduce: $(READY)  ## Fetch UCF-101's three classes and compare the seed's recipe with ours under two splits
 	$(PY) tools/reproduce.py $(ARGS)

@@ -149,7 +149,6 @@ def repeat_training(experiment: Experiment, seeds: Iterable[int]) -> pd.DataFram
     for seed in dict.fromkeys(seeds):
         if seed not in tables:
             tables[seed] = files.kept_table(files.repeated(seed), lambda seed=seed: _repeat(experiment, seed))
-            _last(experiment, seed).unlink(missing_ok=True)
     rows = []
     for seed, predictions in tables.items():
         scores = classification_metrics(predictions)
@@ -160,19 +159,18 @@ def repeat_training(experiment: Experiment, seeds: Iterable[int]) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def _last(experiment: Experiment, seed: int):
-    return experiment.files.last.with_name(f"last_{experiment.files.repeated(seed).stem}.pth")
-
-
 def _repeat(experiment: Experiment, seed: int) -> pd.DataFrame:
     again = as_before(experiment, seed)
     train_ds, val_ds = again.dataset("train", train=True), again.dataset("val")
     loaders = again.loader(train_ds), again.loader(val_ds)
     again.request = {"again": experiment.files.sha256, "seed": seed}
-    training = again.training(len(train_ds), seed=seed, last=_last(experiment, seed), report=None)
+    last = experiment.files.last.with_name(f"last_{experiment.files.repeated(seed).stem}.pth")
+    training = again.training(len(train_ds), seed=seed, last=last, report=None)
     fit(training, *loaders, again.criterion(), again.device)
     print(f"seed {seed}: {len(training.history['val_accs'])} epochs in {training.seconds:.0f} s", flush=True)
-    return predict(again)
+    table = predict(again)
+    training.last.unlink(missing_ok=True)
+    return table
 
 
 def as_before(experiment: Experiment, seed: int) -> Experiment:

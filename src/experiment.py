@@ -44,7 +44,7 @@ from utils import (
     make_optimizer,
     make_scheduler,
     seed_everything,
-    write_torch,
+    torch_bytes,
 )
 from videos.library import VideoData
 
@@ -292,7 +292,7 @@ class Experiment:
         pretrained = weights_name(model.backbone) if model.source != "none" else None
         write_json(files.sidecar, {**self.request, "weights_file": pretrained, "environment": versions,
                                    "sha256": file_hash(files.checkpoint)})
-        files.last.unlink(missing_ok=True)
+        training.last.unlink(missing_ok=True)
 
 
 def save_weights(files: ResultFiles, weights: dict[str, torch.Tensor]) -> None:
@@ -302,7 +302,7 @@ def save_weights(files: ResultFiles, weights: dict[str, torch.Tensor]) -> None:
         WeightsError: it isn't: nothing is written, and an earlier model stays.
     """
     with atomic_path(files.checkpoint) as temporary:
-        write_torch(temporary, weights)
+        temporary.write_bytes(torch_bytes(weights))
         read = {}
         with suppress(Exception):  # whatever is wrong with it shows now, not when it is needed
             read = torch.load(temporary, map_location="cpu", weights_only=True)

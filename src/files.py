@@ -5,11 +5,16 @@ Nothing here imports torch, so that what only reads results stays small.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
+import platform
+import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -24,7 +29,12 @@ from config import CACHE, ROOT, asked_number
 if TYPE_CHECKING:
     import pandas as pd
 
-ABANDONED = 3600  # seconds after which a temporary file is taken for that of a killed process
+ABANDONED = 86400  # seconds after which a temporary file of another machine is taken for that of a killed process
+HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # in temporary names: a process is told by its number only here
+SEAL = 4  # bytes of the checksum at the end of a sealed file
+CURES = {errno.ENOSPC: "the disk is full: make room there", errno.EDQUOT: "the quota is used up: make room there",
+         errno.EACCES: "not allowed: change the rights of the folder", errno.EPERM: "not allowed: change the rights",
+         errno.EROFS: "the disk is read-only: work in a folder that can be written"}
 LOOK_AGAIN = 0.5  # share of the room that may be written before the folder is looked through again
 
 
@@ -65,8 +75,9 @@ class ModelFiles:
         return known
 
     def is_current(self, table: Path) -> bool:
-        """Whether a prediction table is there and belongs to this very checkpoint."""
-        return table.is_file() and read_json(self.stats).get("tables", {}).get(table.stem) == self.sha256
+        """Whether a prediction table is there, as it was written for this very checkpoint."""
+        known = read_json(self.stats).get("tables", {}).get(table.stem)
+        return table.is_file() and known == [self.sha256, file_hash(table)]
 
     def kept_table(self, path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A prediction table of this very checkpoint; else what `compute` gives, which is kept."""
@@ -75,7 +86,7 @@ class ModelFiles:
         table = compute()
         write_csv(path, table)
         tables = read_json(self.stats).get("tables", {})
-        update_json(self.stats, tables={**tables, path.stem: self.sha256})
+        update_json(self.stats, tables={**tables, path.stem: [self.sha256, file_hash(path)]})
         return table
 
 
@@ -148,25 +159,108 @@ def keep_previous(files: ModelFiles) -> None:
 
 # ---------------------------------------------------------------- whole or not there
 
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside a path, of this thread alone, by which `is_abandoned` tells whether it is still alive."""
+    return path.with_name(f".{path.stem}-{HOST}-{os.getpid()}-{threading.get_ident()}{path.suffix}")
+
+
+class NotWritten(OSError):
+    """A file that could not be written; the message names it, and what to do."""
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
 @contextmanager
 def atomic_path(path: str | Path):
-    """A temporary name beside `path`, with its suffix, that is moved into place when the block ends without error."""
+    """A temporary name beside `path`, with its suffix, that is moved into place when the block ends without error.
+
+    Raises:
+        NotWritten: the disk is full, or the place may not be written; what was there before is unchanged.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    temporary = temporary_name(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        own = not error.filename or Path(os.fsdecode(error.filename)) in (temporary, path, *path.parents)
+        if error.errno not in CURES or not own:  # of what the block reads, not of what it writes
+            raise
+        told = f"{path}: not written, {CURES[error.errno]}, then run again; what is finished is kept"
+        raise NotWritten(error.errno, told) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+    """Writes a file, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+
+
+def write_sealed(path: Path, content: bytes | memoryview) -> None:
+    """`write_bytes`, with a checksum of name and content at the end, so that a file that was cut, changed or exchanged
+    since is told from what was written."""
+    write_bytes(path, b"".join([content, _seal(path.name, content)]))
+
+
+def read_sealed(path: Path) -> memoryview | None:
+    """What `write_sealed` wrote; None where there is no file, or it is not as it was written."""
+    try:
+        content = memoryview(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return content[:-SEAL] if _seal(path.name, content[:-SEAL]) == content[-SEAL:] else None
+
+
+def _seal(name: str, content: bytes | memoryview) -> bytes:
+    return zlib.crc32(content, zlib.crc32(name.encode())).to_bytes(SEAL, "big")
+
+
+@contextmanager
+def whole_folder(folder: Path):
+    """An empty folder with a temporary name, that takes the place of `folder` when the block ends without error."""
+    remove_abandoned(folder.parent)
+    temporary = temporary_name(folder)
+    new, old = temporary / "new", temporary / "old"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_abandoned(root: Path) -> None:
-    """Removes what `atomic_path` left in the sub-folders of `root` when its process was killed."""
-    for path in root.glob("*/.*-*-*.*"):
-        process = path.stem.split("-")[-2]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            path.unlink(missing_ok=True)
+    """Removes what `atomic_path` and `whole_folder` left anywhere under `root` when their process was killed; a folder
+    that was about to be replaced is put back."""
+    for path in list(root.rglob(".*-*-*-*")):
+        if is_abandoned(path):
+            folder = path.with_name("-".join(path.stem.split("-")[:-3])[1:] + path.suffix)
+            if (path / "old").is_dir() and not folder.exists():
+                os.rename(path / "old", folder)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a path is a `temporary_name` whose process is gone; where that ran on another machine, for a day."""
+    parts = path.stem.split("-")
+    if path.name[0] != "." or len(parts) < 4 or not (parts[-2].isdigit() and len(parts[-3]) == len(HOST)):
+        return False
+    with suppress(FileNotFoundError):
+        gone = parts[-3] == HOST and not psutil.pid_exists(int(parts[-2]))
+        return gone or path.stat().st_mtime < time.time() - ABANDONED
+    return False
 
 
 def read_json(path: str | Path) -> dict:
@@ -216,19 +310,27 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def save_array(path: str | Path, values) -> None:
     """`np.save`, whole or not at all."""
-    with atomic_path(path) as temporary:
-        np.save(temporary, values)
+    write_bytes(path, _saved(values))
+
+
+def _saved(values) -> memoryview:
+    buffer = io.BytesIO()
+    np.save(buffer, values)  # not to a file: there it doesn't tell why it fails
+    return buffer.getbuffer()
 
 
 # ---------------------------------------------------------------- computed once and kept
+
+_VERIFIED: dict[Path, tuple[int, ...]] = {}  # kept arrays whose checksum was right, with their stamp then
+
 
 class ArrayStore:
     """A folder of .npy files, shared by processes, within a budget of `budget_gb` (10^9 bytes; None takes CACHE_GB).
 
     A file is named by everything that decides its content, the bytes of its clip among them, so that a changed clip has
-    another file. It is written whole: two processes that compute the same write the same, and a file that is there is
-    complete. Where the budget is exceeded, what was used longest ago goes, but for the files `in_use`: those that are
-    about to be read.
+    another file. It is written whole and sealed: two processes that compute the same write the same, and a broken file
+    is removed, to be computed again. Where the budget is exceeded, what was used longest ago goes, but for the files
+    `in_use`: those that are about to be read.
     """
 
     def __init__(self, folder: str | Path = CACHE, budget_gb: float | None = None):
@@ -243,23 +345,23 @@ class ArrayStore:
 
     def has(self, path: Path) -> bool:
         """Whether an array is kept there, which counts as using it; a broken file is removed."""
-        return self.read(path, mmap_mode="r") is not None  # to map the file is enough to see that it is whole
-
-    def read(self, path: Path, mmap_mode: str | None = None) -> np.ndarray | None:
-        """A kept array; None where there is none, or only a broken one, which is removed."""
-        try:
-            array = np.load(path, mmap_mode)
-            os.utime(path)  # used now
-            return array
-        except FileNotFoundError:
-            pass
-        except (ValueError, EOFError):
+        with suppress(FileNotFoundError):
+            if _VERIFIED.get(path) == file_stamp(path) or read_sealed(path) is not None:
+                os.utime(path)  # used now
+                _VERIFIED[path] = file_stamp(path)
+                return True
             path.unlink(missing_ok=True)
+        return False
+
+    def read(self, path: Path) -> np.ndarray | None:
+        """A kept array; None where there is none, or only a broken one, which is removed."""
+        with suppress(FileNotFoundError):  # another process needed the space
+            return np.load(path) if self.has(path) else None
         return None
 
     def write(self, path: Path, array: np.ndarray) -> None:
         """Keeps an array, whole or not at all."""
-        save_array(path, array)
+        write_sealed(path, _saved(array))
         self.written += 1
         self._room -= array.nbytes
         if self._room < 0:  # by what this process wrote; others may write too
@@ -281,7 +383,7 @@ class ArrayStore:
                 stat = path.stat()
                 if path.name[0] != ".":
                     files.append((stat.st_mtime, stat.st_size, path))
-                elif stat.st_mtime < time.time() - ABANDONED:
+                elif is_abandoned(path):
                     path.unlink()
         left = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):

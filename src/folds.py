@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from files import ModelFiles, file_hash, read_json, read_predictions, update_json, write_csv
+from files import (
+    ModelFiles,
+    file_hash,
+    read_json,
+    read_predictions,
+    read_sealed,
+    update_json,
+    write_csv,
+    write_sealed,
+)
 from machine import in_processes
 from metrics import classification_metrics
 from videos.library import VideoData
@@ -81,7 +91,12 @@ class FoldRun:
     @property
     def finished(self) -> bool:
         """Whether the tables on disk are of these very clips and this request."""
-        return read_json(self.files.stats).get("folds", {}).get("of") == self.key and self.files.folds.is_file()
+        known = read_json(self.files.stats).get("folds", {})
+        return known.get("of") == self.key and known.get("tables") == self._tables()
+
+    def _tables(self) -> list[str]:
+        """The content of the tables on disk."""
+        return [file_hash(path) for path in (self.files.folds, self.files.folds_validation) if path.is_file()]
 
     def missing(self) -> list[tuple[PredictFold, VideoData, Path, str]]:
         """What is to be computed: arguments of `_compute`, one for each fold whose predictions are not there."""
@@ -89,7 +104,7 @@ class FoldRun:
             return []
         return [(self.predict, data, folder, f"fold {number}/{len(self.sets)}")
                 for number, (data, folder) in enumerate(zip(self.sets, self.folders, strict=True), 1)
-                if not all((folder / f"{part}.csv").is_file() for part in ("test", "validation"))]
+                if not all(read_sealed(folder / f"{part}.csv") for part in ("test", "validation"))]
 
     def collect(self) -> pd.DataFrame:
         """Writes what the folds predicted; gives the test parts' predictions."""
@@ -97,13 +112,14 @@ class FoldRun:
             return read_predictions(self.files.folds)
         tables = {}
         for part, path in (("test", self.files.folds), ("validation", self.files.folds_validation)):
-            rows = [read_predictions(folder / f"{part}.csv").assign(fold=number)
+            rows = [read_predictions(io.BytesIO(read_sealed(folder / f"{part}.csv"))).assign(fold=number)
                     for number, folder in enumerate(self.folders, 1)]
             tables[part] = pd.concat(rows, ignore_index=True)
             write_csv(path, tables[part])
         scores = classification_metrics(tables["test"])
-        update_json(self.files.stats, folds={"of": self.key, "how": self.how, "count": len(self.sets),
-                                             "seed": self.seed, **scores, "videos": len(tables["test"])})
+        update_json(self.files.stats, folds={
+            "of": self.key, "how": self.how, "count": len(self.sets), "seed": self.seed, "tables": self._tables(),
+            **scores, "videos": len(tables["test"])})
         return tables["test"]
 
 
@@ -133,8 +149,8 @@ def run_all(runs: Sequence[FoldRun], parallel: bool = True) -> list[pd.DataFrame
 def _compute(predict: PredictFold, data: VideoData, folder: Path, title: str) -> str:
     """Writes a fold's predictions, and gives its line."""
     test, validation, words = predict(data, folder)
-    write_csv(folder / "validation.csv", validation)
-    write_csv(folder / "test.csv", test)
+    for name, table in (("validation", validation), ("test", test)):
+        write_sealed(folder / f"{name}.csv", table.to_csv(index=False).encode())
     return words and f"{title}: {classification_metrics(test)['accuracy']:.3f} of {len(test)} videos ({words})"
 
 

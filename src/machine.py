@@ -97,7 +97,8 @@ def hardware_line(env: dict) -> str:
 def commit(root: Path) -> str:
     """The commit of the code in `root`, marked where Python files differ from it; `unknown` outside a git checkout."""
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments],  # noqa: S603, S607: the user's own git, our arguments
+                              cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "*.py") else "")

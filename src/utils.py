@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import random
 import time
@@ -15,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torch.utils.data import DataLoader
 
 from config import Recipe
-from files import atomic_path
+from files import read_sealed, write_sealed
 
 LINES = 12  # about, that a training prints
 HISTORY = ("train_losses", "train_accs", "val_losses", "val_accs")
@@ -183,8 +185,8 @@ class Training:
         stopping: is told each epoch's validation loss; None never stops early.
         epochs: at most.
         seed: of order, drawn views and dropout: set when the first epoch begins, whatever was drawn before.
-        last: file of the state after the last whole epoch; None keeps none.
-        request: what identifies the training: a saved state of another one is not resumed.
+        last: file of the state after the last whole epoch, whose name is given the request's hash; None keeps none.
+        request: what identifies the training: the state of another one is neither resumed nor overwritten.
         history: of a training that is over: no epoch is left.
         deterministic: as `seed_everything`.
         monitor: the best epoch is the last one whose validation `loss` was no worse than the lowest, as `stopping`
@@ -203,7 +205,8 @@ class Training:
                  monitor: str = "loss", report: Callable[[str], None] | None = print):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.stopping, self.epochs = stopping, epochs
-        self.seed, self.last, self.request, self.deterministic = seed, last, request, deterministic
+        self.seed, self.request, self.deterministic = seed, request, deterministic
+        self.last = last and last.with_stem(f"{last.stem}-{hashlib.sha256(request.encode()).hexdigest()[:8]}")
         self.monitor = monitor
         self.report = report or (lambda line: None)
         self.finished, self.history = history is not None, history or {name: [] for name in HISTORY}
@@ -239,7 +242,7 @@ class Training:
             if self._is_best(epoch):
                 self.best, self.best_epoch = _copied(self.model.state_dict()), epoch
         if self.last:
-            save_torch(self.last, self._state())
+            write_sealed(self.last, torch_bytes(self._state()))
         self._tell(epoch)
 
     def _is_best(self, epoch: int) -> bool:
@@ -257,7 +260,7 @@ class Training:
                     f"val loss {val_loss:.4f} acc {val_acc:.3f}")
 
     def _state(self) -> dict:
-        return {"request": self.request, "model": self.model.state_dict(), "best": self.best,
+        return {"model": self.model.state_dict(), "best": self.best,
                 "best_epoch": self.best_epoch, "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "stopping": self.stopping.state_dict() if self.stopping else {}, "history": self.history,
@@ -267,14 +270,11 @@ class Training:
     def _resume(self) -> None:
         if not (self.last and self.last.is_file()):
             return
-        try:
-            state = torch.load(self.last, map_location="cpu", weights_only=True)
-        except Exception as error:  # an unreadable state is one more reason to begin anew
-            self.report(f"{self.last.name} can't be read ({type(error).__name__}): training from the start")
+        content = read_sealed(self.last)
+        if content is None:
+            self.report(f"{self.last.name} is broken: training from the start")
             return
-        if state.get("request") != self.request:
-            self.report(f"{self.last.name} is of another training: training from the start")
-            return
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         for part in ("model", "optimizer", "scheduler", "stopping"):
             if state[part]:
                 getattr(self, part).load_state_dict(state[part])
@@ -303,13 +303,8 @@ def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def save_torch(path: str | Path, state: dict) -> None:
-    """`write_torch`, whole or not at all."""
-    with atomic_path(path) as temporary:
-        write_torch(temporary, state)
-
-
-def write_torch(path: Path, state: dict) -> None:
-    """`torch.save`, such that equal states give equal files."""
-    with open(path, "wb") as file:  # of a path the name would stand in it
-        torch.save(state, file)
+def torch_bytes(state: dict) -> memoryview:
+    """What `torch.save` writes; equal states give equal bytes."""
+    buffer = io.BytesIO()  # of a path the name would stand in it, and it doesn't tell why it can't be written
+    torch.save(state, buffer)
+    return buffer.getbuffer()

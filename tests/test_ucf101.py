@@ -20,7 +20,7 @@ import pytest
 from urllib3.util import Retry
 
 import data
-from files import atomic_path
+from files import NotWritten, atomic_path
 from videos import ucf101
 from videos.ucf101 import DataError, describe_missing, fetch, import_tree
 
@@ -358,7 +358,7 @@ def test_disk_that_fills_up(tmp_path, serve, archive, members, monkeypatch):
             yield temporary
 
     monkeypatch.setattr(ucf101, "atomic_path", full_at_one_clip)
-    with pytest.raises(DataError, match=r"disk is full at .*v_PullUps_g05_c01.avi: free some space"):
+    with pytest.raises(NotWritten, match=r"v_PullUps_g05_c01.avi: not written, the disk is full: make room there"):
         fetch(["PullUps"], tmp_path, serve(archive).url)
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     assert contents(tmp_path).items() <= of_class(members, "PullUps").items()

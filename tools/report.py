@@ -14,7 +14,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import mistune
 import nbformat
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from cards import card, texts
 from comparison import comparison_table, cost_table, load_results, provenance
-from files import ClassicalFiles, ResultFiles, atomic_path, shown
+from files import ClassicalFiles, ResultFiles, atomic_path, shown, whole_folder
 from run_notebooks import NOTEBOOKS
 from videos.places import locate
 
@@ -80,17 +79,12 @@ def build(results: Path, notebooks: Path) -> Path:
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=True,
                             exclude_anchor_links=True, exclude_input_prompt=True, exclude_output_prompt=True)
     report = results / "report"
-    with TemporaryDirectory(dir=results, prefix=".report-") as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
+    with whole_folder(report) as new:
         for name, page in {"index.html": index, **pages, **cards}.items():
             about = {"metadata": {"path": str(notebooks if name in pages else results)}, "file": name, "menu": menu,
                      "title": opening(page)[0], "formatter": HtmlFormatter}
             html, _ = exporter.from_notebook_node(page, about)
             (new / name).write_text(finish(html), encoding="utf-8")
-        if report.exists():
-            report.rename(old)
-        new.rename(report)
     return report / "index.html"
 
 

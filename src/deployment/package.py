@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +19,7 @@ from config import Recipe, title_of
 from deployment.cnn import load_network
 from deployment.graph import OPEN_SIZES, FrameGraph, traced
 from deployment.trained import CNNS, saved_model, saved_recipe, temperature_of
-from files import ModelFiles, file_hash, read_json, write_json
+from files import ModelFiles, file_hash, read_json, whole_folder, write_json
 from models import VideoModel, build_model
 from sampling import FrameSampler
 from transforms import DIFFERENCE_GAIN
@@ -190,7 +188,7 @@ def export_model(name: str, form: str, results: Path, folder: Path) -> None:
     if not stats:
         raise ValueError(f"{title}: not tested yet; run its notebook")
     told = card(title, stats, files)
-    with _replaced(folder) as new:
+    with whole_folder(folder) as new:
         model = load_network(files, saved)
         with warnings.catch_warnings():  # torch's, of its own code
             warnings.simplefilter("ignore")
@@ -245,21 +243,3 @@ def _compare(exported: Callable[[np.ndarray], np.ndarray], graph: FrameGraph, co
 def _write(path: Path, template: str, **values) -> None:
     text = texts().get_template(template).render(about_file=ABOUT, **values)
     path.write_text(text.rstrip() + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, that takes its place when the block ends without error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise

@@ -5,11 +5,12 @@ It is computed once, from the data set, and kept beside the saved model; an answ
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from files import ModelFiles, atomic_path
+from files import ModelFiles, read_sealed, write_sealed
 
 COMPONENTS = 32  # principal ones that span what is familiar: with 16 to 64 it came out alike (benchmarks/unfamiliar.py)
 USUAL = 0.95  # share of training videos that count as familiar when they are held out
@@ -95,17 +96,18 @@ def reference_file(files: ModelFiles):
 
 def write_reference(files: ModelFiles, reference: Reference) -> None:
     """Writes it, whole or not at all."""
-    with atomic_path(reference_file(files)) as temporary:
-        np.savez(temporary, **{field.name: getattr(reference, field.name) for field in fields(Reference)})
+    buffer = io.BytesIO()
+    np.savez(buffer, **{field.name: getattr(reference, field.name) for field in fields(Reference)})
+    write_sealed(reference_file(files), buffer.getbuffer())
 
 
 def read_reference(files: ModelFiles) -> Reference | None:
     """The reference of this very saved model; None where there is none, or only that of another one."""
-    try:
-        with np.load(reference_file(files)) as kept:
-            values = {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, EOFError):
+    content = read_sealed(reference_file(files))
+    if content is None:
         return None
+    with np.load(io.BytesIO(content)) as kept:
+        values = {name: kept[name] for name in kept.files}
     plain = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
     known = {field.name for field in fields(Reference)}
     return Reference(**plain) if known == plain.keys() and plain["of"] == files.sha256 else None

@@ -8,6 +8,7 @@ bytes changed is.
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from config import CACHE
-from files import file_hash, file_stamp, write_csv
+from files import file_hash, file_stamp, read_sealed, write_sealed
 from machine import cores, opencv_without_threads
 from videos.decoding import VideoError, read_track, walk
 from videos.splits import clip_file
@@ -75,15 +76,16 @@ def clip_facts(root: str | Path, clips: pd.DataFrame, decode: bool = True, cache
     report = clips.assign(stamp=stamps, sha256=contents).join(pd.DataFrame(rows, clips.index))
     if new or not set(entries) <= hashes.keys():
         others = known[~known["clip_path"].isin(clips["clip_path"])]
-        write_csv(kept, pd.concat([report[list(known)], others]))
+        write_sealed(kept, pd.concat([report[list(known)], others]).to_csv(index=False).encode())
     return report.drop(columns="stamp")
 
 
 def _read_known(path: Path) -> pd.DataFrame:
     columns = ["clip_path", "stamp", "sha256", *UNKNOWN]
-    if not path.is_file():
+    content = read_sealed(path)
+    if content is None:
         return pd.DataFrame(columns=columns).astype({"decoded": bool})
-    return pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(MEASURED, ""),
+    return pd.read_csv(io.BytesIO(content), keep_default_na=False, na_values=dict.fromkeys(MEASURED, ""),
                        dtype=dict.fromkeys(TEXTS, str))[columns]
 
 

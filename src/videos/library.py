@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from config import CACHE, DEMO_ROOT, RESULTS, asked_number, name_list, quoted_list
+from files import remove_abandoned
 from names import in_markdown
 from videos import split_files, splits
 from videos.contents import clip_facts, copies
@@ -95,6 +96,7 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
     found, kind, default = _found(dataset, split, root, own, classes)
     if dataset not in DATASETS:
         claim(own_results, root)
+    remove_abandoned(own_results)
     if look_first:
         print(_glanced(root, found, cache).to_string(index=False), flush=True)
     facts = clip_facts(root, found.clips, cache=cache)

@@ -3,7 +3,6 @@
 UCF-101: Soomro, Zamir, Shah, CRCV-TR-12-01, 2012. Of the zip only the wanted members are read.
 """
 
-import errno
 import filecmp
 import os
 import re
@@ -11,9 +10,8 @@ import shutil
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -86,18 +84,6 @@ def _is_there(path: Path, size: int, source: str | Path) -> bool:
         raise DataError(f"{path} is another file than in {source} ({found} bytes, not {size}): move it away and run "
                         "again")
     return path.exists()
-
-
-@contextmanager
-def _saving(path: Path) -> Iterator[Path]:
-    """`atomic_path` that tells of a full disk in one line."""
-    try:
-        with atomic_path(path) as temporary:
-            yield temporary
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(f"the disk is full at {path}: free some space and run again, finished ones are kept") from error
 
 
 # ---------------------------------------------------------------- fetching
@@ -174,7 +160,7 @@ def _download(session: requests.Session, url: str, clips: dict[Path, zipfile.Zip
 
     def save(path: Path) -> None:
         archive = vars(own).pop("archive", None) or RemoteZip(url, session=session, timeout=TIMEOUT)
-        with _saving(path) as temporary, archive.open(clips[path]) as source, open(temporary, "wb") as file:
+        with atomic_path(path) as temporary, archive.open(clips[path]) as source, open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, CHUNK)
         own.archive = archive
         bar.update(clips[path].file_size)
@@ -261,7 +247,7 @@ def _unwrapped(src: Path) -> tuple[Path, Folder]:
 
 
 def _bring(source: Path, target: Path, mode: str) -> None:
-    with _saving(target) as temporary:
+    with atomic_path(target) as temporary:
         if mode == "copy":
             shutil.copyfile(source, temporary)
             return

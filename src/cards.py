@@ -22,7 +22,7 @@ def cell(value) -> str:
 
 def texts(*folders: Path) -> Environment:
     """The templates of some folders, and those that lie here."""
-    found = Environment(  # noqa: S701: the templates are Markdown; `cell` writes names as it needs them
+    found = Environment(  # noqa: S701  the templates are Markdown; `cell` writes names as it needs them
         loader=FileSystemLoader([*folders, TEMPLATES]), undefined=StrictUndefined, trim_blocks=True)
     found.filters["cell"] = cell
     return found

@@ -216,7 +216,7 @@ def _handed_over(tensor: torch.Tensor) -> tuple[Callable, tuple]:
 def free_shared_memory() -> float:
     """Bytes; infinite where shared memory has no limit of its own (macOS, Windows)."""
     try:
-        return shutil.disk_usage("/dev/shm").free  # noqa: S108: nothing is written there, its room is asked for
+        return shutil.disk_usage("/dev/shm").free  # noqa: S108  nothing is written there, its room is asked for
     except OSError:
         return math.inf
 

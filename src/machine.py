@@ -97,7 +97,7 @@ def hardware_line(env: dict) -> str:
 def commit(root: Path) -> str:
     """The commit of the code in `root`, marked where Python files differ from it; `unknown` outside a git checkout."""
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments],  # noqa: S603, S607: the user's own git, our arguments
+        return subprocess.run(["git", *arguments],  # noqa: S603, S607  the user's own git, our arguments
                               cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -11,6 +11,7 @@ import pytest
 
 from config import ROOT
 from files import (
+    HOST,
     ArrayStore,
     ResultFiles,
     atomic_path,
@@ -55,14 +56,14 @@ def test_budget_takes_what_was_used_longest_ago(tmp_path, capsys):
     ample, store = ArrayStore(tmp_path), ArrayStore(tmp_path, budget_gb=3500e-9)
     paths = [ample.path("kind", i) for i in range(5)]
     for age, path in zip((50, 40, 30, 20, 10), paths, strict=False):
-        ample.write(path, np.zeros(109))  # 1000 bytes with the header of 128
+        ample.write(path, np.zeros(109))  # 1004 bytes with the header of 128 and the seal
         os.utime(path, (time.time() - age,) * 2)
     store.read(paths[0])  # used now
-    assert store.trim() == 3000 and [p.exists() for p in paths] == [True, False, False, True, True]
-    assert store.trim() == 3000 and capsys.readouterr().out == ""
+    assert store.trim() == 3012 and [p.exists() for p in paths] == [True, False, False, True, True]
+    assert store.trim() == 3012 and capsys.readouterr().out == ""
     tight = ArrayStore(tmp_path, budget_gb=1500e-9)
     tight.in_use = set(paths[3:])
-    assert tight.trim() == 2000 and "set CACHE_GB higher" in capsys.readouterr().out
+    assert tight.trim() == 2008 and "set CACHE_GB higher" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("budget_gb", "looks"), [(1.0, 1), (100e-6, 250)])
@@ -78,12 +79,11 @@ def test_the_budget_holds_while_files_are_written_and_is_looked_at_seldom(tmp_pa
 
 def test_temporary_files_of_killed_processes_go(tmp_path):
     store = ArrayStore(tmp_path)
-    old, new = tmp_path / ".a-1-2.npy", tmp_path / ".b-3-4.npy"
-    for path, age in ((old, 7200), (new, 5)):
+    gone, alive = (tmp_path / f".a-{HOST}-{process}-1.npy" for process in (2**22 + 1, os.getpid()))
+    for path in (gone, alive):
         path.write_bytes(b"half")
-        os.utime(path, (time.time() - age,) * 2)
     store.trim()
-    assert not old.exists() and new.exists()
+    assert not gone.exists() and alive.exists()
 
 
 WRITER = """

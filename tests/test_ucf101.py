@@ -20,7 +20,7 @@ import pytest
 from urllib3.util import Retry
 
 import data
-from files import NotWritten, atomic_path
+from files import HOST, NotWritten, atomic_path
 from videos import ucf101
 from videos.ucf101 import DataError, describe_missing, fetch, import_tree
 
@@ -216,7 +216,7 @@ def test_a_run_killed_half_way_is_completed_by_the_next(tmp_path, serve, archive
     finished = contents_of_finished(tmp_path)
     assert 30 <= len(finished) < 100
     assert finished.items() <= of_class(members, "PullUps").items()
-    (tmp_path / "PullUps" / f".v_PullUps_g25_c04-{process.pid}-1.avi").write_bytes(b"half")
+    (tmp_path / "PullUps" / f".v_PullUps_g25_c04-{HOST}-{process.pid}-1.avi").write_bytes(b"half")
     server.starts.clear()
     server.delay = 0
     result = subprocess.run(fetch_command(server, tmp_path), capture_output=True, text=True)

@@ -37,7 +37,9 @@ def evaluate(experiment: Experiment) -> pd.DataFrame:
     Returns:
         One row per test video, as `experiment.predict`.
     """
-    return experiment.files.kept_table(experiment.files.predictions, lambda: _evaluate(experiment))
+    files = experiment.files
+    return files.kept_table(files.predictions, lambda: _evaluate(experiment), files.array("preds"),
+                            files.array("labels"))
 
 
 def _evaluate(experiment: Experiment) -> pd.DataFrame:

@@ -287,12 +287,19 @@ class Experiment:
             "recipe": self.recipe.to_dict(), "backbone": model.backbone, "weights": model.source, "seed": self.seed,
             "engine": self.engine if self.keeps_activations else "torch", "device": str(self.device),
             "environment": versions})
-        save_array(files.array("train_time"), train_time)
-        save_array(files.array("model_size"), size_mb)
+        _save_numbers(files)
         pretrained = weights_name(model.backbone) if model.source != "none" else None
         write_json(files.sidecar, {**self.request, "weights_file": pretrained, "environment": versions,
                                    "sha256": file_hash(files.checkpoint)})
         training.last.unlink(missing_ok=True)
+
+
+def _save_numbers(files: ResultFiles) -> None:
+    """The seed's arrays of single numbers, as the statistics have them."""
+    stats = read_json(files.stats)
+    for what, name in (("train_time", "train_time"), ("model_size", "model_size_mb"), ("inf_time", "inference_time")):
+        if name in stats:
+            save_array(files.array(what), stats[name])
 
 
 def save_weights(files: ResultFiles, weights: dict[str, torch.Tensor]) -> None:
@@ -335,8 +342,11 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
     reasons = ["there is no saved model"] if not saved else differences(asked, saved)
     if saved and not reasons and file_hash(files.checkpoint) != saved["sha256"]:
         reasons = [f"{files.checkpoint.name} is not the file that its sidecar describes"]
+    stats = read_json(files.stats)
+    if not reasons and not {*HISTORY, "train_time", "best_epoch"} <= stats.keys():
+        reasons = [f"{files.stats.name} does not tell of its training"]
     if not reasons:
-        stats = read_json(files.stats)
+        _save_numbers(files)
         print(f"reloading {files.checkpoint.name}: trained {len(stats['train_losses'])} epochs in "
               f"{stats['train_time']:.0f} s, kept: epoch {stats['best_epoch']}")
         files = ResultFiles(files.root, files.kind, saved["backbone"])

@@ -85,7 +85,10 @@ class Activations(Dataset):
         first = first if self.summary else first.half()  # as it is kept
         if first.nbytes * len(self) > IN_MEMORY:
             return None
-        return np.stack([self._clip(row, slice(None)).to(first.dtype).numpy() for row in range(len(self))])
+        held = torch.empty((len(self), *first.shape), dtype=first.dtype)
+        for row in range(len(self)):
+            held[row] = self._clip(row, slice(None))
+        return held.numpy()
 
     @torch.inference_mode()
     def _clip(self, row: int, views: slice) -> torch.Tensor:

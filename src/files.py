@@ -74,19 +74,20 @@ class ModelFiles:
             update_json(self.stats, **{entry: known})
         return known
 
-    def is_current(self, table: Path) -> bool:
-        """Whether a prediction table is there, as it was written for this very checkpoint."""
-        known = read_json(self.stats).get("tables", {}).get(table.stem)
-        return table.is_file() and known == [self.sha256, file_hash(table)]
+    def is_current(self, table: Path, *beside: Path) -> bool:
+        """Whether a prediction table, and what is kept beside it, is there as written for this very checkpoint."""
+        known = read_json(self.stats).get("tables", {}).get(table.stem, [])
+        return known[:2 + len(beside)] == [self.sha256, *(_hash_of(path) for path in (table, *beside))]
 
-    def kept_table(self, path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A prediction table of this very checkpoint; else what `compute` gives, which is kept."""
-        if self.is_current(path):
+    def kept_table(self, path: Path, compute: Callable[[], pd.DataFrame], *beside: Path) -> pd.DataFrame:
+        """A prediction table of this very checkpoint; else what `compute` gives, which is kept. `compute` also writes
+        what is kept `beside` it."""
+        if self.is_current(path, *beside):
             return read_predictions(path)
         table = compute()
         write_csv(path, table)
         tables = read_json(self.stats).get("tables", {})
-        update_json(self.stats, tables={**tables, path.stem: [self.sha256, file_hash(path)]})
+        update_json(self.stats, tables={**tables, path.stem: [self.sha256, *map(_hash_of, (path, *beside))]})
         return table
 
 
@@ -181,18 +182,27 @@ def atomic_path(path: str | Path):
     path = Path(path)
     temporary = temporary_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with _clear_refusals(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _clear_refusals(path: Path, temporary: Path):
+    """Makes a NotWritten of an error that says why `path`, or what it is written as, can't be written."""
+    try:
+        yield
     except OSError as error:
-        own = not error.filename or Path(os.fsdecode(error.filename)) in (temporary, path, *path.parents)
+        named = Path(os.fsdecode(error.filename)) if error.filename else temporary
+        own = named in (path, *path.parents) or temporary in (named, *named.parents)
         if error.errno not in CURES or not own:  # of what the block reads, not of what it writes
             raise
         told = f"{path}: not written, {CURES[error.errno]}, then run again; what is finished is kept"
         raise NotWritten(error.errno, told) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
@@ -222,21 +232,26 @@ def _seal(name: str, content: bytes | memoryview) -> bytes:
 
 @contextmanager
 def whole_folder(folder: Path):
-    """An empty folder with a temporary name, that takes the place of `folder` when the block ends without error."""
+    """An empty folder with a temporary name, that takes the place of `folder` when the block ends without error.
+
+    Raises:
+        NotWritten: as `atomic_path`.
+    """
     remove_abandoned(folder.parent)
     temporary = temporary_name(folder)
     new, old = temporary / "new", temporary / "old"
-    new.mkdir(parents=True)
     try:
-        yield new
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except OSError:
-            if old.exists():
-                os.rename(old, folder)
-            raise
+        with _clear_refusals(folder, temporary):
+            new.mkdir(parents=True)
+            yield new
+            if folder.exists():
+                os.rename(folder, old)
+            try:
+                os.rename(new, folder)
+            except OSError:
+                if old.exists():
+                    os.rename(old, folder)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -309,8 +324,10 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def save_array(path: str | Path, values) -> None:
-    """`np.save`, whole or not at all."""
-    write_bytes(path, _saved(values))
+    """`np.save`, whole or not at all; a file that has this content stays."""
+    content = _saved(values)
+    if not Path(path).is_file() or Path(path).read_bytes() != content:
+        write_bytes(path, content)
 
 
 def _saved(values) -> memoryview:
@@ -409,6 +426,10 @@ def file_stamp(path: str | Path) -> tuple[int, ...]:
 def file_hash(path: str | Path) -> str:
     """SHA-256 (hex) of a file's content; remembered within a process while the file's stamp stays."""
     return _hash(str(path), file_stamp(path))
+
+
+def _hash_of(path: Path) -> str | None:
+    return file_hash(path) if path.is_file() else None
 
 
 @lru_cache(maxsize=1 << 16)

@@ -154,7 +154,8 @@ def load_or_fit(name: str, data: VideoData, seed: int = 42, cache: Path = CACHE)
         raise ValueError(f"no classical model {name!r}: there are {', '.join(MODELS)}")
     model = ClassicalModel(name, data, seed, cache)
     files, stats, asked = model.files, model.stats, _asked(model)
-    saved = read_json(files.sidecar) if files.checkpoint.is_file() and stats else {}
+    whole = files.checkpoint.is_file() and {"fit_time", "cv_mean", "cv_std"} <= stats.keys()
+    saved = read_json(files.sidecar) if whole else {}
     if reasons := differences(asked, saved) if saved else ["there is no saved model"]:
         print(f"fitting the {model.title}: {'; '.join(reasons)}")
         _fit(model, asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -197,10 +198,19 @@ def ensure_splits(clips: pd.DataFrame, folder: str | Path, kind: str, seed: int 
 
 def _read_record(folder: str | Path) -> dict:
     record = read_json(_record_path(folder))
-    if record and not {"kind", "sha256", "of", "clips", "had"} <= record.keys():
+    seal = record.pop("seal", None)  # earlier versions wrote none
+    if record and (not {"kind", "sha256", "of", "clips", "had"} <= record.keys() or seal not in (None, _seal(record))):
         raise ValueError(f"{_record_path(folder)}: not what a split was made of: move it and the CSVs beside it away "
                          "to have a split made anew")
     return record
+
+
+def _write_record(folder: str | Path, record: dict) -> None:
+    write_json(_record_path(folder), {**record, "seal": _seal(record)})
+
+
+def _seal(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _identity(clips: pd.DataFrame, kind: str) -> str:
@@ -239,7 +249,7 @@ def _write(split: pd.DataFrame, clips: pd.DataFrame, folder: str | Path, kind: s
     record = {"kind": kind, "sha256": split_hash(split_parts(split)), "of": _identity(clips, kind), "clips": contents,
               "had": {"contents": {**had.get("contents", {}), **dict(zip(split["sha256"], split["part"], strict=True))},
                       "units": {**had.get("units", {}), **dict(zip(_units(split, kind), split["part"], strict=True))}}}
-    write_json(_record_path(folder), {**record, "unfinished": True})
+    _write_record(folder, {**record, "unfinished": True})
     paths = write_split(split, folder)
-    write_json(_record_path(folder), record)
+    _write_record(folder, record)
     return Settled(paths, kind, lines)

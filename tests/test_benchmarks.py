@@ -109,6 +109,7 @@ def test_summary_of_repeats():
     assert found == {"a": {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}, "b": "text"}
 
 
+@pytest.mark.slow
 def test_smallest_run(tiny_dataset, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench", "--clips", str(tiny_dataset), "--repeats", "1", "--only", "decode"])

@@ -56,6 +56,7 @@ def no_clip(*_):
 
 # ---------------------------------------------------------------- fit, save, reload
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_fitted_then_reloaded_without_a_clip(name, data, cache, quick, capsys):
     model = load_or_fit(name, data, seed=0, cache=cache)
@@ -87,6 +88,7 @@ def test_fitted_then_reloaded_without_a_clip(name, data, cache, quick, capsys):
     assert summary(data.results)["test accuracy"].tolist() == [stats["accuracy"]]
 
 
+@pytest.mark.slow
 def test_same_seed_same_model(data, tmp_path, cache, quick):
     runs = [dataclasses.replace(data, results=tmp_path / f"run{i}") for i in (1, 2)]
     tables = [predict(load_or_fit("fisher_svm", run, cache=cache)) for run in runs]
@@ -110,6 +112,7 @@ def test_what_differs_is_fitted_anew_and_the_old_kept(data, cache, monkeypatch, 
         load_or_fit("svm", data)
 
 
+@pytest.mark.slow
 def test_a_model_saved_before_its_encoder_moved_is_fitted_anew(data, cache, quick, monkeypatch, capsys):
     model = load_or_fit("fisher_svm", data, cache=cache)
     files = model.files
@@ -125,6 +128,7 @@ def test_a_model_saved_before_its_encoder_moved_is_fitted_anew(data, cache, quic
     assert load_or_fit("fisher_svm", data, cache=cache).reloaded
 
 
+@pytest.mark.slow
 def test_test_clips_are_never_read_while_tuning(tiny_dataset, tmp_path):
     root = shutil.copytree(tiny_dataset, tmp_path / "copy")
     shutil.rmtree(root / "splits")
@@ -221,6 +225,7 @@ def test_summary_of_nothing_names_the_notebook(tmp_path):
         summary(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="no real UCF-101 clips beside the repository")
 def test_real_clips_of_held_out_groups(tmp_path):
     data = open_data(str(REAL_CLIPS), results=tmp_path / "results")

@@ -157,6 +157,7 @@ def test_summary_of_seeds():
     assert seeds_reading(rows.head(1)).startswith("One training only")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["config", "files", "machine", "metrics", "comparison", "plots", "videos.library",
                                     "videos.ucf101", "run_notebooks"])
 def test_what_reads_results_splits_or_paths_leaves_torch_out(module):

@@ -178,6 +178,7 @@ def test_blank_and_broken_clips_are_no_copies_of_each_other(tmp_path):
     assert copies(facts).tolist() == facts["clip_path"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips of shared/ucf101 are not here")
 @pytest.mark.parametrize("name", ["ucf101", "ut-interaction"])
 def test_real_clips_are_whole_and_different(name, tmp_path):

@@ -25,6 +25,7 @@ from sklearn.tree import DecisionTreeClassifier
 import data
 import files
 from config import CLASSES, ROOT
+from files import HOST
 from videos import demo
 from videos.demo import render_clip, render_dataset
 
@@ -84,6 +85,7 @@ def held_out_accuracy(model, features, labels, groups) -> float:
 
 # ---------------------------------------------------------------- form
 
+@pytest.mark.slow
 def test_full_set_has_48_clips_per_class(full):
     names = sorted(path.name for path in full.glob("*/*"))
     assert names == sorted(f"v_{label}_g{group:02d}_c{clip:02d}.avi" for label in CLASSES
@@ -197,7 +199,7 @@ def test_only_what_is_missing_is_rendered(tmp_path):
     missing.unlink()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    old, fresh = (missing.with_name(f".{missing.stem}-{pid}-1.avi") for pid in (ended.pid, os.getpid()))
+    old, fresh = (missing.with_name(f".{missing.stem}-{HOST}-{pid}-1.avi") for pid in (ended.pid, os.getpid()))
     for part in (old, fresh):
         part.write_bytes(b"half a clip")
     after = snapshot(small(tmp_path, classes=["Punch"], clips=2))

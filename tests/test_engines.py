@@ -33,6 +33,7 @@ def distance(a, b):
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "backbone"), [("2d", "efficientnet_lite0"), ("2d", "resnet18"),
                                                 ("3d", "efficientnet_lite0_3d"), ("3d", "resnet3d")])
 @pytest.mark.parametrize("frames", [4, 7])
@@ -49,6 +50,7 @@ def test_both_engines_give_the_same(installed, kind, backbone, frames):
     assert distance(ours, exact) < 1.5 * distance(theirs, exact) + 1e-4
 
 
+@pytest.mark.slow
 def test_an_engine_gives_the_same_bits_again(installed):
     torch.manual_seed(0)
     model = build_model(get_recipe("recommended", "2d", modality="diff", size=64), 3, "packaged").eval()
@@ -79,6 +81,7 @@ def test_without_the_package_torch_runs_and_asking_for_it_is_an_error(monkeypatc
         choose_precision("float16", "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 def test_kept_features_are_told_apart_by_engine_and_agree(installed, tiny_dataset, tmp_path, monkeypatch, kind, capsys):
     """Those of one engine are never served for the other; clips, splits and modalities all get the same engine."""

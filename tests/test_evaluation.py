@@ -83,6 +83,7 @@ def test_other_seeds_are_trained_once_and_leave_the_model_alone(trained, monkeyp
         evaluation.repeat_training(trained, [3])
 
 
+@pytest.mark.slow
 def test_an_interrupted_repetition_goes_on(trained, monkeypatch):
     evaluation.repeat_training(trained, [5])
     path = trained.files.repeated(5)

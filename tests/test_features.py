@@ -10,6 +10,7 @@ from deployed import FrozenTrunk, fold_batchnorm
 from models import FrameModel, InflatedEfficientNet, ResNet3D
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, shape", [
     (lambda: FrameModel(3, "resnet18", weights=None, trained="head"), (1, 2, 3, 64, 64)),
     (lambda: FrameModel(3, "efficientnet_b0", weights=None, trained="head"), (1, 2, 3, 64, 64)),
@@ -44,6 +45,7 @@ def test_precision_follows_the_hardware_unless_it_is_named(monkeypatch, able, as
         FrozenTrunk(model, "cpu", "float16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, shape", [
     (lambda: FrameModel(3, "efficientnet_lite0", weights="packaged", trained="head"), (2, 7, 3, 64, 64)),
     (lambda: FrameModel(3, "resnet18", weights=None, trained="stage"), (2, 7, 3, 64, 64)),

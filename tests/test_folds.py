@@ -281,6 +281,7 @@ def statistics(seen):
     return torch.cat([value for name, value in seen.state.items() if "running_" in name])
 
 
+@pytest.mark.slow
 def test_scaling_learns_nothing_of_the_test_groups(fold, learned):
     recipe = dataclasses.replace(RECIPE, modality="rgb+diff")
     clean, changed = learned(fold.clean, recipe), learned(fold.changed, recipe)
@@ -292,6 +293,7 @@ def test_scaling_learns_nothing_of_the_test_groups(fold, learned):
     assert not torch.equal(*map(statistics, leaks))
 
 
+@pytest.mark.slow
 def test_early_stopping_sees_nothing_of_the_test_groups(fold, learned):
     recipe = dataclasses.replace(RECIPE, modality="diff")
     clean, changed = learned(fold.clean, recipe), learned(fold.changed, recipe)
@@ -301,6 +303,7 @@ def test_early_stopping_sees_nothing_of_the_test_groups(fold, learned):
     assert leaks[0]["val_losses"] != leaks[1]["val_losses"]
 
 
+@pytest.mark.slow
 def test_the_modality_is_chosen_without_the_test_groups(fold, learned):
     clean, changed = learned(fold.clean), learned(fold.changed)
     pd.testing.assert_frame_equal(clean.scores, changed.scores, check_exact=True)

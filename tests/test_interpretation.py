@@ -143,6 +143,7 @@ def test_order_is_lost_on_poolings_without_one(experiment, pooling, exact):
     assert (shift < interpretation.ROUNDING) == exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 def test_variants_equal_the_model_run_on_edited_clips(experiment, kind):
     model = built(kind, "resnet18" if kind == "2d" else "resnet3d", size=32, trained="stage")
@@ -191,6 +192,7 @@ def test_orders_show_every_frame_where_they_should(stills, pairs, name):
     np.testing.assert_array_equal(shuffled, variant_orders(stills, pairs, name)[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 def test_differences_of_a_frozen_frame_or_of_a_background_are_grey(experiment, kind):
     """A model of differences answers alike whatever frozen clip it is shown; reversed, their signs are turned round."""
@@ -312,6 +314,7 @@ def test_grad_cam_lights_what_the_model_looks_at(experiment, kind):
     np.testing.assert_allclose(cam.times, segment_indices(20, 10) / 25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, backbone", [("2d", "resnet18"), ("2d", "efficientnet_lite0"),
                                             ("3d", "resnet3d"), ("3d", "efficientnet_lite0_3d")])
 def test_grad_cam_of_averaged_features_is_the_class_activation_map(experiment, kind, backbone):
@@ -346,6 +349,7 @@ def test_strip_has_a_row_of_frames_and_one_of_responses():
 
 # ---------------------------------------------------------------- what it holds alike
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["none", "activations"])
 def test_embedding_has_every_clip_once_and_is_kept(experiment, monkeypatch, kept):
     run = experiment(built("2d", "resnet18", trained="head"), num_frames=2, cache=kept, precision="float32")
@@ -367,6 +371,7 @@ def test_embedding_has_every_clip_once_and_is_kept(experiment, monkeypatch, kept
     plt.close()
 
 
+@pytest.mark.slow
 def test_nearest_training_clips_equal_sorting_all_cosines(experiment):
     run = experiment(built("2d", "resnet18"), num_frames=2)
     train = run.data.table("train")

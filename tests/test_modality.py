@@ -209,6 +209,7 @@ def test_a_batch_is_standardised_and_one_clip_passes():
     torch.testing.assert_close(alone, layer.eval()(x[:1]))
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_clip_is_trained_on():
     model = build_model(small("2d", "rgb"), 3, "packaged")
     kept = torch.randn(1, 2, model.stages[:model.cut](torch.zeros(1, 1, 3, 64, 64)).shape[2])
@@ -260,6 +261,7 @@ def test_every_network_takes_every_modality(kind, weights, backbone, modality):
         assert kept.shape[2] == cells and model(x).shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, weights, backbone, precision, tolerance", PRECISIONS)
 def test_kept_streams_equal_the_clip_as_a_whole(data, tmp_path, kind, weights, backbone, precision, tolerance):
     """Activations kept per stream, and the logits from them, against the trunk on the whole clip: in shares of the
@@ -282,6 +284,7 @@ def test_kept_streams_equal_the_clip_as_a_whole(data, tmp_path, kind, weights, b
         torch.testing.assert_close(run.deployed()(clip), model.head(views), atol=20 * tolerance, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_training_views_of_both_streams_are_of_the_same_draws(data, tmp_path):
     """One of the streams alone has the very files of the two together: RGB and differences are computed once."""
     its = {name: untrained(data, small("2d", name), "packaged", 0, cache=tmp_path) for name in ("rgb+diff", "diff")}
@@ -318,6 +321,7 @@ def test_what_a_group_tells_of_its_own_clips_does_not_count():
     assert modality_scores(streams, clips, False, 0).loc["rgb", "accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_the_choice_is_told_and_is_settled_before_the_model(data, tmp_path, capsys, monkeypatch):
     chosen = pd.DataFrame({"accuracy": [0.9, 0.8, 0.7], "log_loss": [0.3, 0.4, 0.5]}, index=["diff", "rgb+diff", "rgb"])
     asked = []

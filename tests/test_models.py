@@ -140,6 +140,7 @@ def test_trunk_then_head_is_the_model(kind, weights, trained, shape):
     assert all(p.requires_grad for p in model.head.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_b0"])
 def test_other_frame_encoders(backbone):
     model = FrameModel(3, backbone, pooling="max", weights=None, trained="stage").eval()
@@ -162,6 +163,7 @@ def test_frozen_batchnorm_never_moves_and_cut_changes_no_name():
     assert any(not torch.equal(v, before[k]) for k, v in model.trunk.state_dict().items())
 
 
+@pytest.mark.slow
 def test_inflation_starts_as_the_2d_network():
     flat, solid = FrameModel(3, "efficientnet_lite0", weights="packaged").eval(), InflatedEfficientNet(3).eval()
     x = torch.randn(1, 3, 4, 64, 64)
@@ -224,6 +226,7 @@ def test_conv_pooling_is_a_residual_convolution_then_the_average():
     assert not torch.allclose(pool(x), pool(x[:, [4, 0, 3, 1, 2]]))  # it sees the order of frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["attention", "conv"])
 def test_learned_pooling_in_the_model(pooling):
     plain, learned = (FrameModel(3, "efficientnet_lite0", name, weights=None, trained="head")
@@ -244,6 +247,7 @@ def test_wrong_choices_are_told(call, words):
         call()
 
 
+@pytest.mark.slow
 def test_lite0_equals_its_package_in_values_and_gradients():
     ours = FrameModel(3, "efficientnet_lite0", weights="packaged").eval()
     theirs = EfficientNet.from_name("efficientnet-lite0").eval()
@@ -271,6 +275,7 @@ def test_summary_names_stages_and_counts_and_changes_nothing(kind, shape):
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["diff", "rgb+diff"])
 @pytest.mark.parametrize(("kind", "source", "changes"), [
     *(("2d", "packaged", {"pooling": pooling}) for pooling in ("avg", "max", "stats", "attention", "conv")),

@@ -69,6 +69,7 @@ def execute(path: Path, failed: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_runner_writes_whole_notebooks_and_keeps_the_old_one_on_failure(tmp_path, capsys):
     good = notebook_with("print('a\\rb')", tmp_path / "good.ipynb")
     execute(good, tmp_path / "failed")
@@ -112,6 +113,7 @@ while not Path("{other}").exists():  # it never comes where the other one waits 
 """
 
 
+@pytest.mark.slow
 def test_notebooks_run_side_by_side_but_after_those_that_they_read(tmp_path, tiny_dataset, monkeypatch, capsys):
     data = open_data(str(tiny_dataset), results=tmp_path / "results")
     monkeypatch.setattr(run_notebooks, "open_asked", lambda: data)
@@ -127,6 +129,7 @@ def test_notebooks_run_side_by_side_but_after_those_that_they_read(tmp_path, tin
     assert "side by side" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_only_reloads_has_no_order(tmp_path, tiny_dataset, monkeypatch, capsys):
     """What measures times runs alone, the second time beside others; not where another seed is asked for."""
     data = open_data(str(tiny_dataset), results=tmp_path / "results")

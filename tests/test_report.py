@@ -34,6 +34,8 @@ from studies.filmstrips import animation
 from videos.library import open_data
 from videos.splits import clip_file
 
+pytestmark = pytest.mark.slow
+
 TINY = {"num_frames": 2, "train_views": 1, "epochs": 1, "test_clips": 2, "batch_size": 12, "precision": "float32"}
 IGNORED = shutil.ignore_patterns("*.pth", "report", "model_cards")  # in copies of results
 COLOURS = np.random.default_rng(0).integers(0, 256, (180, 640, 3), dtype=np.uint8)

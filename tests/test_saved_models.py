@@ -71,6 +71,7 @@ def few_columns(monkeypatch):
         monkeypatch.setitem(MODELS, name, its)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", NAMES.values(), ids=NAMES)
 def test_every_model_of_odd_data_is_loaded_back_with_the_same_answers(classes, few_columns, tmp_path):
     data = folder_of(tmp_path / "odd", classes)

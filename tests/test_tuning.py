@@ -154,6 +154,7 @@ def test_default_and_seed_come_first_and_are_compared(data, fake, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_study_that_goes_on_is_the_same_study(data, fake, tmp_path):
     straight = study_of(data, 5, storage=f"sqlite:///{tmp_path}/straight.db")
     assert study_of(data, 3).study_name == straight.study_name
@@ -162,6 +163,7 @@ def test_a_study_that_goes_on_is_the_same_study(data, fake, tmp_path):
     assert len({trial.params["lr"] for trial in straight.trials}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_study_interrupted_within_a_trial_goes_on_as_it_would(data, fake, tmp_path, monkeypatch, at):
     straight = study_of(data, 4, storage=f"sqlite:///{tmp_path}/straight.db")
@@ -182,6 +184,7 @@ def test_a_study_interrupted_within_a_trial_goes_on_as_it_would(data, fake, tmp_
     assert list(compare(study).index) == ["default", "seed", "chosen"]
 
 
+@pytest.mark.slow
 def test_what_differs_is_another_study(data, fake, tiny_dataset):
     study = study_of(data, 2)
     two = open_data(str(tiny_dataset), classes=["Punch", "PushUps"], results=data.results.parent)
@@ -193,6 +196,7 @@ def test_what_differs_is_another_study(data, fake, tiny_dataset):
     assert {"2d", "efficientnet_lite0", "head", "3classes", "seed0"} <= set(study.study_name.split("-"))
 
 
+@pytest.mark.slow
 def test_the_seeds_recipe_has_one_baseline(data, fake):
     recipe = get_recipe("seed", "2d", num_frames=4)
     study = study_of(data, 2, recipe=recipe)
@@ -413,6 +417,7 @@ def test_space_is_told_with_the_baselines():
 
 # ---------------------------------------------------------------- what came out
 
+@pytest.mark.slow
 def test_choice_is_tested_once(data, fake, monkeypatch):
     study = study_of(data, 4)
     table = tuning.test_of_choice(study, data, seeds=(0, 1))
@@ -440,6 +445,7 @@ def test_reading_where_the_defaults_were_chosen():
     assert "no difference" in (told := tuning.choice_reading(choice, videos=20)) and "the same: 0.500" in told
 
 
+@pytest.mark.slow
 def test_tables_and_figures(data, fake):
     study = study_of(data, 8)
     table, shares = trials_table(study), optuna.importance.get_param_importances(study)

@@ -23,11 +23,10 @@ from features import Activations, trunk_activations
 from files import (
     ArrayStore,
     ResultFiles,
-    atomic_path,
     differences,
     file_hash,
-    keep_previous,
     read_json,
+    replaced_model,
     save_array,
     write_json,
 )
@@ -308,7 +307,7 @@ def save_weights(files: ResultFiles, weights: dict[str, torch.Tensor]) -> None:
     Raises:
         WeightsError: it isn't: nothing is written, and an earlier model stays.
     """
-    with atomic_path(files.checkpoint) as temporary:
+    with replaced_model(files) as temporary:
         temporary.write_bytes(torch_bytes(weights))
         read = {}
         with suppress(Exception):  # whatever is wrong with it shows now, not when it is needed
@@ -316,7 +315,6 @@ def save_weights(files: ResultFiles, weights: dict[str, torch.Tensor]) -> None:
         if read.keys() != weights.keys() or not all(_equal(read[name], weights[name].cpu()) for name in read):
             raise WeightsError(f"{files.checkpoint}: not saved: torch {torch.__version__} doesn't load it back as it "
                                "was (constraints.txt has the versions that were tested together)")
-        keep_previous(files)
 
 
 def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -145,17 +145,25 @@ def differences(asked: dict, saved: dict) -> list[str]:
     return found
 
 
-def keep_previous(files: ModelFiles) -> None:
-    """Moves a saved model, its sidecar, statistics and predictions to a folder `previous`, named by the checkpoint."""
-    if not files.checkpoint.is_file():
-        return
-    folder = files.root / "previous" / f"{files.model_name}-{file_hash(files.checkpoint)[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    tables = sorted(files.predictions.parent.glob(f"{files.model_name}*.csv"))
-    for path in (files.sidecar, files.checkpoint, files.stats, *tables):
-        if path.is_file():
-            os.replace(path, folder / path.name)
-    print(f"the earlier model was moved to {shown(folder)}")
+@contextmanager
+def replaced_model(files: ModelFiles):
+    """`atomic_path` of a model's checkpoint. An earlier model, with its sidecar, statistics and predictions, goes to a
+    folder `previous`, named by its checkpoint: copied there before the new one takes its place, so that it stays
+    where it was if that fails."""
+    beside = [files.sidecar, files.stats, *sorted(files.predictions.parent.glob(f"{files.model_name}*.csv"))]
+    beside = [path for path in beside if path.is_file()]
+    with atomic_path(files.checkpoint) as temporary:
+        yield temporary
+        replaced = files.checkpoint.is_file() and file_hash(files.checkpoint) != file_hash(temporary)
+        if replaced:
+            folder = files.root / "previous" / f"{files.model_name}-{file_hash(files.checkpoint)[:8]}"
+            for path in (files.checkpoint, *beside):
+                with atomic_path(folder / path.name) as copy:
+                    shutil.copyfile(path, copy)
+    if replaced:
+        for path in beside:
+            path.unlink()
+        print(f"the earlier model was moved to {shown(folder)}")
 
 
 # ---------------------------------------------------------------- whole or not there
@@ -237,7 +245,7 @@ def whole_folder(folder: Path):
     Raises:
         NotWritten: as `atomic_path`.
     """
-    remove_abandoned(folder.parent)
+    remove_abandoned(folder.parent, f".{folder.stem}-*")
     temporary = temporary_name(folder)
     new, old = temporary / "new", temporary / "old"
     try:
@@ -256,10 +264,10 @@ def whole_folder(folder: Path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_abandoned(root: Path) -> None:
-    """Removes what `atomic_path` and `whole_folder` left anywhere under `root` when their process was killed; a folder
-    that was about to be replaced is put back."""
-    for path in list(root.rglob(".*-*-*-*")):
+def remove_abandoned(root: Path, pattern: str = "**/.*-*-*-*") -> None:
+    """Removes what `atomic_path` and `whole_folder` left under `root` when their process was killed; a folder that was
+    about to be replaced is put back."""
+    for path in list(root.glob(pattern)):
         if is_abandoned(path):
             folder = path.with_name("-".join(path.stem.split("-")[:-3])[1:] + path.suffix)
             if (path / "old").is_dir() and not folder.exists():

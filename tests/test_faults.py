@@ -20,6 +20,7 @@ from files import (
     atomic_path,
     read_sealed,
     remove_abandoned,
+    replaced_model,
     save_array,
     temporary_name,
     whole_folder,
@@ -112,6 +113,31 @@ def test_a_changed_prediction_table_is_computed_again(tmp_path):
     lines = its.predictions.read_text().splitlines(keepends=True)
     its.predictions.write_text("".join(lines[:-1]))
     assert len(its.kept_table(its.predictions, lambda: table)) == 2
+
+
+def test_an_earlier_model_stays_where_it_was_until_the_new_one_is_in_its_place(tmp_path, monkeypatch):
+    its = ModelFiles(tmp_path, "knn", "classical_ml", ".skops")
+    its.checkpoint.parent.mkdir(parents=True)
+    its.checkpoint.write_bytes(b"old")
+    write_json(its.sidecar, {"sha256": "old"})
+    real = os.replace
+
+    def full(source, target):
+        if Path(target) == its.checkpoint:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(NotWritten), replaced_model(its) as temporary:
+        temporary.write_bytes(b"new")
+    assert its.checkpoint.read_bytes() == b"old" and its.sidecar.is_file()
+    monkeypatch.setattr(files.os, "replace", real)
+    with replaced_model(its) as temporary:
+        temporary.write_bytes(b"new")
+    assert its.checkpoint.read_bytes() == b"new" and not its.sidecar.exists()
+    (folder,) = (tmp_path / "previous").iterdir()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()}.keys() == {"best_knn.skops", "best_knn.json"}
+    assert (folder / "best_knn.skops").read_bytes() == b"old"
 
 
 def left_by(place: Path, host: str, process: int) -> Path:

@@ -38,7 +38,7 @@ from classical.descriptors import FAMILIES, FisherVectors, clip_descriptors
 from config import CACHE
 from data_loader import read_clip_table
 from experiment import prediction_table
-from files import ClassicalFiles, atomic_path, differences, keep_previous, read_json, update_json, write_json
+from files import ClassicalFiles, differences, read_json, replaced_model, update_json, write_json
 from machine import cores, environment, in_processes, memory_mb
 from metrics import classification_metrics
 from videos.library import VideoData
@@ -275,9 +275,8 @@ def save_pipeline(pipeline: BaseEstimator, files: ClassicalFiles, x: np.ndarray)
     if why:
         raise ModelError(f"{files.checkpoint}: not saved: {why} (scikit-learn {sklearn.__version__}, skops "
                          f"{skops.__version__}; constraints.txt has the versions that were tested together)")
-    with atomic_path(files.checkpoint) as temporary:
+    with replaced_model(files) as temporary:
         temporary.write_bytes(saved)
-        keep_previous(files)
     return saved
 
 

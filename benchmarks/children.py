@@ -35,7 +35,7 @@ def child(work: Callable[[], None], log: Path) -> int:
         os._exit(status)
 
 
-def ended(pid: int, seconds: float = 120.0) -> int:
+def ended(pid: int, seconds: float = 600.0) -> int:
     """Waits for a child, and kills its group when the time is over; its exit status, negative after a signal."""
     deadline = time.monotonic() + seconds
     while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:

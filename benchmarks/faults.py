@@ -268,7 +268,7 @@ def surroundings(places: Places, number: int) -> tuple[int, list[str]]:
                         path.chmod(0o555 if path.is_dir() else 0o444)
 
     log, found = place.parent / "log", []
-    if ended(child(work, log), 300):
+    if ended(child(work, log)):
         found = [f"{odd}: {log.read_text()[-300:]}"]
     else:
         there, expected = victim.contents(place), places.after(list(victim.STAGES)[-1])[0]

@@ -80,12 +80,12 @@ def environment(device: str | torch.device = "cpu") -> dict:
 
     gpu = {"cuda": torch.cuda.get_device_name, "mps": lambda _: "Apple MPS"}.get(torch.device(device).type)
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    arithmetic = torch.backends.cpu.get_cpu_capability() + ", bfloat16" * computes_bfloat16("cpu")  # what speed hangs by
+    able = torch.backends.cpu.get_cpu_capability() + ", bfloat16" * computes_bfloat16("cpu")  # its speed hangs by that
     return {"date": datetime.date.today().isoformat(), "python": platform.python_version(),
             "torch": torch.__version__, "torchvision": version("torchvision"), "opencv": cv2.__version__,
-            "numpy": version("numpy"), "system": platform.system(), "cpu": f"{cpu} ({arithmetic})", "cores": psutil.cpu_count(),
-            "threads": torch.get_num_threads(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "gpu": gpu(device) if gpu else None}
+            "numpy": version("numpy"), "system": platform.system(), "cpu": f"{cpu} ({able})",
+            "cores": psutil.cpu_count(), "threads": torch.get_num_threads(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu(device) if gpu else None}
 
 
 def hardware_line(env: dict) -> str:

@@ -211,7 +211,7 @@ def measure_transform(clips: str, device: str) -> dict:
     path, prep = load_dataset(open_clips(clips).root)[0][0], preprocessing_of("resnet18")
     frames, _ = read_frames(path, lambda info: segment_indices(info.frames, 20))
     theirs, pixels = ResNet18_Weights.IMAGENET1K_V1.transforms(), channels_first(frames).contiguous()
-    ours, work = eval_transform(prep), {}
+    ours = eval_transform(prep)
     if not torch.equal(theirs(pixels), ours(pixels)):
         raise SystemExit("bench: the evaluation transform is not torchvision's any more")
     work = {"ours": lambda: apply_transform(frames, ours), "torchvision": lambda: theirs(channels_first(frames))}

@@ -23,7 +23,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-
 import mutants
 import victim
 from children import at_writes, child, ended, kill
@@ -66,13 +65,11 @@ class Places:
         """A new copy of a place before a stage."""
         return victim.copied(self.before(stage), self.folder / "work" / name / "place")
 
-    def undisturbed(self, place: Path, stage: str) -> float:
-        """Does a stage; its seconds."""
-        started = time.monotonic()
+    def undisturbed(self, place: Path, stage: str) -> None:
+        """Does a stage."""
         log = self.folder / "undisturbed.log"
         if ended(child(partial(victim.work, place, stage), log)):
             raise SystemExit(f"the stage {stage} fails even when nothing disturbs it:\n{log.read_text()[-2000:]}")
-        return time.monotonic() - started
 
     def after(self, stage: str) -> tuple[dict[str, str], float, int]:
         """What is there after an undisturbed stage, the seconds that it takes, and how often it writes."""
@@ -243,7 +240,7 @@ def together(places: Places, number: int) -> tuple[int, list[str]]:
 
 def surroundings(places: Places, number: int) -> tuple[int, list[str]]:
     """All stages in odd surroundings: another time zone, clips from the future, no locale, no HOME, a path with blanks
-    and umlauts, clips that can only be read, temporary files elsewhere."""
+    and umlauts, clips that can only be read, files for their owner alone."""
     odd = ["time zone", "future", "locale", "home", "path", "read-only", "umask"][number % 7]
     first = next(iter(victim.STAGES))
     place = places.copy(first, "wörk 1 mit Leer zeichen" if odd == "path" else f"odd-{number}")
@@ -277,12 +274,7 @@ def surroundings(places: Places, number: int) -> tuple[int, list[str]]:
     return 1, found
 
 
-def mutated(places: Places, number: int) -> tuple[int, list[str], dict[str, int]]:
-    """A hundred damaged videos, read, checked and predicted in processes of bounded memory and time."""
-    return mutants.batch(places, number)
-
-
-FAMILIES = {"kills": kills, "mutants": mutated, "disk": disk, "broken": broken, "together": together,
+FAMILIES = {"kills": kills, "mutants": mutants.batch, "disk": disk, "broken": broken, "together": together,
             "surroundings": surroundings}
 TITLES = {"kills": f"kills (SIGKILL), at random moments and writes, {KILLS} in a run of a stage, compared at its end",
           "mutants": "damaged videos, read, checked and predicted",

@@ -21,7 +21,7 @@ export $(NAMES)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data data-check run tune report bench predict recipes curve faults reproduce app test test-all lint clean
+.PHONY: help install demo data data-check run tune report bench predict recipes curve faults soak reproduce app test test-all lint clean
 
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
@@ -84,6 +84,9 @@ curve: $(READY_DEV)  ## Accuracy against the number of training groups (DATASET=
 
 faults: $(READY_DEV)  ## Kills, broken videos, full disks, broken files, with fixed seeds; goes on where it stopped (BUDGET=30m)
 	$(PY) benchmarks/faults.py $(ARGS)
+
+soak: $(READY_DEV)  ## Hours of notebooks, predictions and page requests after make run: does anything grow? (BUDGET=2h)
+	$(PY) benchmarks/soak.py $(ARGS)
 
 reproduce: $(READY)  ## Fetch UCF-101's three classes and compare the seed's recipe with ours under two splits
 	$(PY) tools/reproduce.py $(ARGS)

@@ -352,7 +352,7 @@ def main() -> None:
     real, env = ROOT.parent / "shared" / "ucf101", environment(options.device)
     clips = options.clips or (str(real) if real.is_dir() else "demo")
     runs = collect(options.only, clips, options.device, options.repeats)
-    machine = re.sub(r"[^\w.-]+", "-", f"{env['gpu'] or env['cpu']}-{env['cores']}-cores").strip("-").lower()
+    machine = re.sub(r"[^\w.]+", "-", f"{env['gpu'] or env['cpu']}-{env['cores']}-cores").strip("-").lower()
     target = RESULTS / "benchmarks" / f"{machine}.json"
     document, former = {"clips": Path(clips).name, "environment": env}, read_json(target)
     kept = former["measured"] if former.get("clips") == document["clips"] else {}

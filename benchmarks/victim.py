@@ -31,6 +31,7 @@ import plots
 import report
 from classical import classifiers
 from config import Network, get_recipe, register
+from deployment.annotate import annotate
 from deployment.answer import answer
 from deployment.package import export_model
 from deployment.prepared import load_model
@@ -277,11 +278,12 @@ def exported(place: Path) -> None:
 
 
 def predicted(place: Path) -> None:
-    """Answers about two videos, as JSON and CSV."""
+    """Answers about two videos, as JSON and CSV, and one of them drawn into its video."""
     results = trained(place).data.results
     model = load_model("2d", str(place / "clips"), results, "cpu")
     answers = [answer(path, model) for path in sorted(Path("source").rglob("*_g01_c01.mp4"))[:2]]
     write(answers, place / "out" / "answers.json", place / "out" / "answers.csv")
+    annotate(answers[0], place / "out" / "annotated.mp4")
 
 
 def planted(place: Path) -> None:

@@ -174,7 +174,12 @@ def temporary_name(path: Path) -> Path:
 
 
 class NotWritten(OSError):
-    """A file that could not be written; the message names it, and what to do."""
+    """A file that could not be written, for a reason of CURES; the message names it, and what to do."""
+
+    @classmethod
+    def told(cls, path: str | Path, code: int) -> NotWritten:
+        """Of a path and the number of an error."""
+        return cls(code, f"{path}: not written, {CURES[code]}, then run again; what is finished is kept")
 
     def __str__(self) -> str:
         return self.strerror
@@ -205,12 +210,12 @@ def _clear_refusals(path: Path, temporary: Path):
     try:
         yield
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if error.filename else temporary
+        named = error.filename2 or error.filename  # of a copy, the second is what is written
+        named = Path(os.fsdecode(named)) if named else temporary
         own = named in (path, *path.parents) or temporary in (named, *named.parents)
         if error.errno not in CURES or not own:  # of what the block reads, not of what it writes
             raise
-        told = f"{path}: not written, {CURES[error.errno]}, then run again; what is finished is kept"
-        raise NotWritten(error.errno, told) from error
+        raise NotWritten.told(path, error.errno) from error
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:

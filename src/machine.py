@@ -26,11 +26,16 @@ def cores() -> int:
     return joblib.cpu_count()
 
 
-def in_processes(function: Callable, items: Sequence[tuple], parallel: bool = True) -> Iterator:
+def in_processes(function: Callable, items: Sequence[tuple], parallel: bool = True, least: int = 1) -> Iterator:
     """`function` of each item's values, in the order of the items: with `parallel`, in a process per core, in which it
-    has one thread. `joblib.parallel_config(backend="sequential")` keeps all in this process.
+    has one thread; a single item in this process, unless two are the least.
+
+    `joblib.parallel_config(backend="sequential")` keeps all in this process.
+
+    Raises:
+        BrokenProcessPool: a process died; what was given before it holds.
     """
-    jobs = min(cores(), len(items)) if parallel else 1
+    jobs = max(min(cores(), len(items)), least) if parallel else 1
     warnings.filterwarnings("ignore", "A worker stopped", UserWarning)  # one that grew is replaced, nothing is lost
     call = partial(_on_one_thread, function) if parallel else function
     return joblib.Parallel(max(jobs, 1), return_as="generator")(joblib.delayed(call)(*item) for item in items)

@@ -1,10 +1,14 @@
 """What is in clips: facts with known values, kept by content; copies found, also when they were encoded anew."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import av
 import cv2
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +22,24 @@ from videos.folder import scan_clips
 
 def noise(frames: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, 48, 64, 3), dtype=np.uint8)
+
+
+CRASHING = """
+import av, os
+opened = av.open
+def open(file, *args, **kwargs):
+    if os.path.basename(str(file)).startswith("crash"):
+        os.abort()
+    return opened(file, *args, **kwargs)
+av.open = open
+"""
+
+
+@pytest.fixture(autouse=True)
+def here():
+    """Clips are read in this process, where they can be watched."""
+    with joblib.parallel_config(backend="sequential"):
+        yield
 
 
 @pytest.fixture
@@ -101,6 +123,26 @@ def test_broken_files_are_told_each_with_its_reason(videos, tmp_path):
                         ("link.avi", "link to nothing")):
         assert words in facts.loc[f"/A/{name}", "reason"] and str(folder) not in facts.loc[f"/A/{name}", "reason"]
     assert facts.loc["/A/one.avi", "status"] == "one frame"
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_decoder_that_crashes_takes_nothing_with_it_and_its_clip_is_named(videos, tmp_path, decode):
+    for seed, name in enumerate(("A/crash1.avi", "B/crash2.avi"), 50):
+        write_video(videos / name, noise(10, seed), 10.0, "MJPG")
+    (tmp_path / "sitecustomize.py").write_text(CRASHING)
+    code = (f"from videos.contents import clip_facts; from videos.folder import scan_clips; from pathlib import Path\n"
+            f"root = Path({str(videos)!r})\n"
+            f"facts = clip_facts(root, scan_clips(root), {decode}, root.parent / 'cache')\n"
+            "print(facts.set_index('clip_path')[['status', 'reason', 'frames']].to_csv(sep='|'))")
+    source = str(Path(contents.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), source))})
+    assert done.returncode == 0, done.stderr
+    told = {line.split("|")[0]: line.split("|")[1:] for line in done.stdout.splitlines() if line.startswith("/")}
+    assert len(told) == 18
+    for name, (status, reason, frames) in told.items():
+        assert (status, reason) == (("broken", "crashes the decoder") if "crash" in name else ("ok", ""))
+        assert "crash" in name or int(frames) == 9 + int(name.split("_g")[1][:2])
 
 
 def test_what_is_broken_is_looked_at_again_in_a_fresh_copy(videos, tmp_path, monkeypatch):

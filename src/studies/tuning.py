@@ -5,6 +5,7 @@ held out. Optuna keeps the trials in a database, so that a study can be interrup
 """
 
 import copy
+import errno
 import hashlib
 import sys
 import time
@@ -23,6 +24,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy
@@ -33,7 +36,7 @@ from config import CACHE, NETWORKS, Recipe, get_recipe
 from data_loader import make_loader
 from experiment import Experiment, prediction_table, untrained, view_probabilities
 from features import Activations
-from files import read_json, update_json
+from files import NotWritten, read_json, update_json
 from machine import environment
 from metrics import classification_metrics, negative_log_likelihood
 from models import POOLINGS, VideoModel, choose_backbone, choose_source
@@ -49,6 +52,7 @@ FOLDS = 5  # at most; fewer where a class has fewer groups
 CUTS = ("head", "stage")
 EPOCHS = {"head": (2, 24), "stage": (2, 12)}
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+REFUSALS = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EACCES}
 HEARTBEAT = 10  # seconds between a running trial's heartbeats; after three without one it counts as dead
 
 
@@ -258,6 +262,14 @@ def _open_storage(url: str | None, default: Path) -> RDBStorage:
             time.sleep(0.5)  # where another process makes the same tables just now, they are there next time
     raise ValueError(f"storage {url.rsplit('@')[-1]} can't be opened ({str(reason).splitlines()[0]}): name a database "
                      "URL whose driver is installed, or move a broken file away") from reason
+
+
+@event.listens_for(Engine, "handle_error")
+def _refused(context: ExceptionContext) -> None:
+    """Makes a NotWritten of SQLite's error that its file can't be written."""
+    code = REFUSALS.get(getattr(context.original_exception, "sqlite_errorname", ""))
+    if code and context.engine:
+        raise NotWritten.told(context.engine.url.database, code) from context.original_exception
 
 
 def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import av
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config import CACHE
 from files import file_hash, file_stamp, read_sealed, write_sealed
-from machine import cores, opencv_without_threads
+from machine import cores, in_processes, opencv_without_threads
 from videos.decoding import VideoError, read_track, walk
 from videos.splits import clip_file
 
@@ -41,6 +41,7 @@ AT_ONCE = 256  # clips that are compared with all others at a time
 MEASURED = ("kbit_per_second", "motion", "mean_l", "mean_a", "mean_b")  # columns that are empty where not decoded
 UNKNOWN = {"status": "broken", "reason": "", "frames": 0, "duration": 0.0, "fps": 0.0, "width": 0, "height": 0,
            "codec": "", **dict.fromkeys(MEASURED, np.nan), "glances": "", "decoded": True}
+CRASHES = "crashes the decoder"  # a reason
 TEXTS = ("clip_path", "stamp", "sha256", "status", "reason", "codec", "glances")
 
 
@@ -64,14 +65,13 @@ def clip_facts(root: str | Path, clips: pd.DataFrame, decode: bool = True, cache
     entries = [f"{path} {stamp}" for path, stamp in zip(clips["clip_path"], stamps, strict=True)]
     seen = pd.Series(known["sha256"].to_numpy(), known["clip_path"] + " " + known["stamp"])
     hashes = seen.to_dict()
-    contents = _in_threads(lambda entry, file: hashes.get(entry) or _content(file), "", entries, files)
+    with ThreadPoolExecutor(cores()) as pool:
+        contents = list(pool.map(lambda entry, file: hashes.get(entry) or _content(file), entries, files))
     # what is broken may be so for a passing reason: it is believed of the very file alone
     sure = known[(known["decoded"] | (not decode)) & ((known["status"] != "broken") | seen.index.isin(entries))]
     facts = sure.drop_duplicates("sha256").set_index("sha256")[list(UNKNOWN)].to_dict("index")
     new = {content: file for content, file in zip(contents, files, strict=True) if content and content not in facts}
-    found = _in_threads(lambda file: _examine(file, decode), "decoding every clip once" if decode else "",
-                        list(new.values()))
-    facts |= dict(zip(new, found, strict=True))
+    facts |= dict(zip(new, _examine_all(list(new.values()), decode), strict=True))
     rows = [facts[content] if content else _unread(file) for content, file in zip(contents, files, strict=True)]
     report = clips.assign(stamp=stamps, sha256=contents).join(pd.DataFrame(rows, clips.index))
     if new or not set(entries) <= hashes.keys():
@@ -111,16 +111,42 @@ def _unread(file: Path) -> dict:
     return {**UNKNOWN, "reason": reason}
 
 
-def _in_threads(function: Callable, title: str, *columns) -> list:
-    """`function` of each row, in a thread per core; where there is a title, with a progress bar after a second."""
-    with opencv_without_threads(), ThreadPoolExecutor(cores()) as pool:
-        return list(tqdm(pool.map(function, *columns), title, len(columns[0]), unit="clip", file=sys.stdout, ncols=90,
-                         delay=1, disable=not title))
+def _examine_all(files: list[Path], decode: bool) -> list[dict]:
+    """The facts of files, read in processes of their own, so that a decoder that crashes takes no more with it."""
+    found, title = [], "decoding every clip once" if decode else ""
+    with tqdm(None, title, len(files), unit="clip", file=sys.stdout, ncols=90, delay=1, disable=not title) as progress:
+        while len(found) < len(files):
+            rest, alone = [(file, decode) for file in files[len(found):]], False
+            try:
+                for facts in in_processes(_examine, rest, least=2):
+                    found.append(facts)
+                    progress.update()
+            except BrokenProcessPool:
+                alone = True  # which of those that were in work is seen one by one
+            while alone and len(found) < len(files):
+                facts = _examine_alone(files[len(found)], decode)
+                alone = facts["reason"] != CRASHES
+                found.append(facts)
+                progress.update()
+    return found
+
+
+def _examine_alone(file: Path, decode: bool) -> dict:
+    try:
+        (facts,) = in_processes(_examine, [(file, decode)], least=2)
+    except BrokenProcessPool:
+        return {**UNKNOWN, "decoded": decode, "reason": CRASHES}
+    return facts
 
 
 # ---------------------------------------------------------------- one clip
 
 def _examine(file: Path, decode: bool) -> dict:
+    with opencv_without_threads():
+        return _facts(file, decode)
+
+
+def _facts(file: Path, decode: bool) -> dict:
     facts = {**UNKNOWN, "decoded": decode}
     try:
         track = read_track(file)

@@ -2,6 +2,7 @@
 # Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|timm|packaged|none  RECIPE=recommended|seed
 #            SPLIT=official1|official2|official3|group|random|given  CLASSES="A 'B with blanks'"  SEED=42  NAME=of the results
 #            SKIP_BROKEN=1  ONE_FRAME=1  FOLDS=5  SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
+#            RAY=local|auto|host:port
 #            BACKBONE="a network of frames, a network of volumes, or one of each", as in BACKBONE="convnext_tiny swin3d_t"
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ PYTEST = $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 READY_APP := $(VENV)/.ready-app
+READY_CLUSTER := $(VENV)/.ready-cluster
 
 # Names go to the commands by the environment, as they were written: a $ in them is no variable, a blank no end.
 NAMES := DATASET NAME WEIGHTS BACKBONE RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB FROM MODE DATA CLIPS \
@@ -26,7 +28,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## Explain every target
 	@echo "make run and make test each do everything that they need, installation included."
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@sed -n '2,5s/^# */  /p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '2,6s/^# */  /p' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## Create the virtual environment in .venv and install requirements.txt
 
@@ -42,12 +44,16 @@ $(READY): requirements.txt constraints.txt
 	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' constraints.txt) && $(PY) -c 'import cv2'; }
 	@touch $@
 
-$(READY_DEV): $(READY) requirements-dev.txt requirements-app.txt requirements-export.txt
+$(READY_DEV): $(READY) requirements-dev.txt requirements-app.txt requirements-export.txt requirements-cluster.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
 $(READY_APP): $(READY) requirements-app.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-app.txt -c constraints.txt
+	@touch $@
+
+$(READY_CLUSTER): $(READY) requirements-cluster.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt -c constraints.txt
 	@touch $@
 
 demo: $(READY)  ## Render the embedded demo clips into dataset_info/demo
@@ -60,7 +66,7 @@ data: $(READY)  ## Fetch the wanted UCF-101 clips and split them (FROM=DIR impor
 data-check: $(READY)  ## Decode every clip once (DATASET=ucf101 by default); report unreadable and duplicate ones
 	$(PY) tools/data.py check
 
-run: $(READY)  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
+run: $(READY) $(if $(RAY),$(READY_CLUSTER))  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
 	$(PY) tools/run_notebooks.py
 
 tune: $(READY)  ## Search hyperparameters longer (TRIALS=200, CUTS="head stage", KIND="2d 3d", STORAGE=URL)

@@ -8,7 +8,7 @@ recipes that agree on a clip share its file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -19,12 +19,14 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from cluster import asked_cluster, failures, shared_out
 from config import CACHE
 from data_loader import ClipViews, SharedPasses, VideoDataset2D, make_loader
 from deployed import FrozenTrunk
 from files import ArrayStore, file_hash, shown
 from models import VideoModel
 from transforms import ClipTransform
+from videos.decoding import VideoError
 
 IN_MEMORY = 1e9  # bytes of kept activations that a loader of many epochs holds; more are read when they are needed
 
@@ -134,18 +136,53 @@ def trunk_activations(model: VideoModel, asked: Sequence[tuple[VideoDataset2D, i
         for row in (row for row, path in enumerate(files) if not store.has(path)):
             missing.setdefault(asked[number][0].file(row), []).append((number, row))
     if missing:
-        clips = [ClipViews(dataset, views, seed, pixels=True) for dataset, views in asked]
-        passes = SharedPasses([[(clips[number], row) for number, row in places] for places in missing.values()])
-        loader = make_loader(passes, batch_size=1, collate=itemgetter(0), device=device)  # no lambda: workers import it
-        progress = tqdm(zip(missing.values(), loader, strict=True), title, len(missing), unit="clip", file=sys.stdout,
-                        ncols=90)
-        for places, views in progress:
-            for (number, row), pixels in zip(places, views, strict=True):
-                store.write(kept[number][row], _finite(frozen(pixels, asked[number][0].transform)))
-        left, size = store.trim(), sum(path.stat().st_size for path in store.in_use)
-        print(f"{title}: {len(missing)} clips in {frozen.precision} by {engine}, {size / 1e6:.0f} MB kept; "
-              f"{shown(store.folder)} holds {left / 1e6:.0f} MB of at most {store.budget / 1e9:g} GB")
+        work, places, cluster = _Extraction(asked, seed, frozen, store, kept), list(missing.values()), asked_cluster()
+        gpu = torch.device(device).type == "cuda"
+        done = shared_out(work, places, cluster, gpu) if cluster else work.here(places)
+        unread = failures(tqdm(done, title, len(missing), unit="clip", file=sys.stdout, ncols=90), list(missing))
+        left, size = store.trim(), sum(path.stat().st_size for path in store.in_use if path.is_file())
+        print(f"{title}: {len(missing) - len(unread)} clips in {frozen.precision} by {engine}, {size / 1e6:.0f} MB "
+              f"kept; {shown(store.folder)} holds {left / 1e6:.0f} MB of at most {store.budget / 1e9:g} GB")
+        if unread:
+            raise VideoError("\n".join(unread))
     return kept
+
+
+class _Extraction:
+    """What computes and keeps the missing activations of clips, here or in another process; arguments as
+    `trunk_activations`, and the store's paths by data set and row.
+
+    A clip is a list of the data sets that want it, by number, each with its row there.
+    """
+
+    def __init__(self, asked: Sequence[tuple[VideoDataset2D, int]], seed: int, frozen: FrozenTrunk, store: ArrayStore,
+                 kept: list[list[Path]]):
+        self.clips = [ClipViews(dataset, views, seed, pixels=True) for dataset, views in asked]
+        self.frozen, self.store, self.kept = frozen, store, kept
+
+    def here(self, places: list[list[tuple[int, int]]]) -> Iterator[tuple[int, None]]:
+        """All clips, in this process, decoded by others: the number of each that is kept."""
+        loader = make_loader(self._passes(places), batch_size=1, collate=itemgetter(0),  # no lambda: workers import it
+                             device=self.frozen.device)
+        for number, views in enumerate(loader):
+            self._keep(places[number], views)
+            yield number, None
+
+    def __call__(self, places: list[tuple[int, int]]) -> VideoError | None:
+        """One clip, in a process of its own; the error of one that can't be decoded."""
+        try:
+            self._keep(places, self._passes([places])[0])
+        except VideoError as error:
+            return error
+        return None
+
+    def _passes(self, places: list[list[tuple[int, int]]]) -> SharedPasses:
+        return SharedPasses([[(self.clips[number], row) for number, row in its] for its in places])
+
+    def _keep(self, places: list[tuple[int, int]], views: list[torch.Tensor]) -> None:
+        for (number, row), pixels in zip(places, views, strict=True):
+            activations = self.frozen(pixels, self.clips[number].dataset.transform)
+            self.store.write(self.kept[number][row], _finite(activations))
 
 
 def _finite(activations: np.ndarray) -> np.ndarray:

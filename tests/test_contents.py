@@ -8,7 +8,6 @@ from pathlib import Path
 
 import av
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,13 +32,6 @@ def open(file, *args, **kwargs):
     return opened(file, *args, **kwargs)
 av.open = open
 """
-
-
-@pytest.fixture(autouse=True)
-def here():
-    """Clips are read in this process, where they can be watched."""
-    with joblib.parallel_config(backend="sequential"):
-        yield
 
 
 @pytest.fixture

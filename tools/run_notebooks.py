@@ -2,7 +2,7 @@
 
     python tools/run_notebooks.py [NAME ...]
 
-DATASET, WEIGHTS, BACKBONE, RECIPE, SPLIT, CLASSES and SEED are taken from the environment, as by the notebooks
+DATASET, WEIGHTS, BACKBONE, RECIPE, SPLIT, CLASSES, SEED and RAY are taken from the environment, as by the notebooks
 themselves. With the demo data the notebooks are executed in place; with any other data into the `notebooks` folder of
 its results, so that the executed demo is not overwritten.
 
@@ -28,6 +28,7 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPrep
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from cluster import asked_cluster
 from comparison import comparison_table, folds_table, lacking, load_results
 from config import CACHE, DEFAULT_BACKBONE, NUMBERS, ROOT, asked_backbone, asked_number
 from files import atomic_path, file_hash, read_json, shown, write_json
@@ -165,6 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
             asked_number(number)
         for kind in DEFAULT_BACKBONE:
             asked_backbone(kind)
+        asked_cluster()
         data = open_asked()
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -22,11 +22,12 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
+from cluster import asked_cluster, failures, shared_out
 from config import CACHE
 from files import ArrayStore, file_hash
 from machine import cores, opencv_without_threads
 from sampling import segment_indices
-from videos.decoding import DEFAULT_RATE, VideoInfo, read_timed_frames
+from videos.decoding import DEFAULT_RATE, VideoError, VideoInfo, read_timed_frames
 from videos.splits import clip_file
 
 VERSION = 1  # raise it where the same settings give other numbers
@@ -207,20 +208,46 @@ def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE,
     has (N, ...) float32 in the table's order: (N, D) of a family.
     """
     names, store = list(names), ArrayStore(cache)
-    clips = [clip_file(root, path) for path in table["clip_path"]]
-    paths = [store.path("descriptors", (settings(), file_hash(clip))) for clip in clips]
-    store.in_use = set(paths)
+    work = _Description(store, [clip_file(root, path) for path in table["clip_path"]])
+    rows, cluster = range(len(table)), asked_cluster()
+    if cluster:
+        missing = [row for row in rows if not store.has(work.paths[row])]
+        done = shared_out(work, missing, cluster)
+        done = tqdm(done, "descriptors", len(missing), unit="clip", file=sys.stdout, ncols=90)
+        if unread := failures(done, [work.clips[row] for row in missing]):
+            raise VideoError("\n".join(unread))
 
-    def wanted(path: Path, clip: Path) -> list[np.ndarray]:
-        record = store.get(path, lambda: describe_pairs(*read_pairs(clip)))
+    def wanted(row: int) -> list[np.ndarray]:
+        record = work.record(row)
         return [record[name].astype(np.float32) for name in names]
 
     with opencv_without_threads(), ThreadPoolExecutor(cores()) as pool:
-        rows = list(tqdm(pool.map(wanted, paths, clips), "descriptors", len(clips), unit="clip", file=sys.stdout,
-                         ncols=90, delay=1))
-    if store.written:
+        found = list(tqdm(pool.map(wanted, rows), "descriptors", len(rows), unit="clip", file=sys.stdout, ncols=90,
+                          delay=1))
+    if store.written or cluster:
         store.trim()
-    return {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    return {name: np.stack(column) for name, column in zip(names, zip(*found, strict=True), strict=True)}
+
+
+class _Description:
+    """What describes clips that are not described yet, here or in another process, and keeps it."""
+
+    def __init__(self, store: ArrayStore, clips: list[Path]):
+        self.store, self.clips = store, clips
+        self.paths = [store.path("descriptors", (settings(), file_hash(clip))) for clip in clips]
+        store.in_use = set(self.paths)
+
+    def record(self, row: int) -> np.ndarray:
+        """A clip's RECORD; errors as `read_pairs`."""
+        return self.store.get(self.paths[row], lambda: describe_pairs(*read_pairs(self.clips[row])))
+
+    def __call__(self, row: int) -> VideoError | None:
+        """Keeps a clip's RECORD; the error of one that can't be decoded."""
+        try:
+            self.record(row)
+        except VideoError as error:
+            return error
+        return None
 
 
 class FisherVectors(TransformerMixin, BaseEstimator):

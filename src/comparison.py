@@ -159,8 +159,8 @@ def folds_table(results: dict[str, dict]) -> pd.DataFrame:
     Columns: videos, accuracy, its Wilson interval and that of resampled whole groups, macro F1, log loss, and the
     lowest and highest accuracy of a fold.
     """
-    rows = {}
-    for title, table in fold_predictions(results).items():
+    tables, rows = fold_predictions(results), {}
+    for title, table in tables.items():
         wilson, groups = metrics.accuracy_interval(table), metrics.group_bootstrap(table)
         by_fold = fold_table(table)["accuracy"]
         rows[title] = {"videos": len(table), "accuracy": wilson.estimate,
@@ -170,7 +170,10 @@ def folds_table(results: dict[str, dict]) -> pd.DataFrame:
                        "log loss": metrics.negative_log_likelihood(table),
                        "folds": f"{by_fold.min():.3f} to {by_fold.max():.3f}"}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
-    return table.sort_values("accuracy", ascending=False, kind="stable").round(3) if rows else table
+    if not rows:
+        return table
+    table = metrics.with_top(table, tables, "whole groups")
+    return table.sort_values("accuracy", ascending=False, kind="stable").round(3)
 
 
 def folds_reading(results: dict[str, dict]) -> str:
@@ -201,7 +204,7 @@ def comparison_table(results: dict[str, dict]) -> pd.DataFrame:
     intervals = metrics.interval_table({title: stats["predictions"] for title, stats in results.items()})
     shown = [f"{row.low:.2f} to {row.high:.2f}" for row in intervals.itertuples()]
     table.insert(1, "95 % interval", shown + ["–"] * len(SEED_PRINTED))
-    return table
+    return metrics.with_top(table, {title: stats["predictions"] for title, stats in results.items()}, "95 % interval")
 
 
 def cost_table(results: dict[str, dict]) -> pd.DataFrame:

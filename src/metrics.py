@@ -15,11 +15,19 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+MANY = 15  # classes; where there are more, tables and figures show some of them, and the first TOP answers count too
+TOP = 5
 ALPHA = 0.05  # what an interval leaves out, and a test may err
 TEMPERATURE_BOUNDS = (0.1, 10.0)
 FUSION_PENALTY = 0.1
@@ -59,6 +67,38 @@ def per_class(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     low, high = _wilson(hits.to_numpy(), support)
     return pd.DataFrame({"precision": precision, "recall": recall, "recall_low": low, "recall_high": high,
                          "f1": f1, "support": support}, index=pd.Index(classes, name="class"))
+
+
+def top_accuracy(predictions: pd.DataFrame, answers: int = TOP) -> float:
+    """The share of clips whose class is among so many of the most probable ones (top-k accuracy)."""
+    classes, probabilities = class_probabilities(predictions)
+    return float(top_k_accuracy_score(np.searchsorted(classes, predictions["label"].to_list()), probabilities,
+                                      k=answers, labels=range(len(classes))))
+
+
+def with_top(answers: pd.DataFrame, tables: dict[str, pd.DataFrame], after: str) -> pd.DataFrame:
+    """A table of models, by title, with a column of their top-5 accuracies where there are MANY classes."""
+    told = answers.copy()
+    if any(tables[title].filter(regex="^p_").shape[1] > MANY for title in tables):
+        tops = {title: f"{top_accuracy(table):.3f}" for title, table in tables.items()}
+        told.insert(told.columns.get_loc(after) + 1, f"top-{TOP}", [tops.get(title, "–") for title in told.index])
+    return told
+
+
+def hardest_classes(predictions: pd.DataFrame, classes: list[str]) -> list[str]:
+    """The classes as they are; of more than MANY, so many of the lowest recall, the lowest first."""
+    recall = per_class(predictions, classes)["recall"]
+    return classes if len(classes) <= MANY else recall.sort_values(kind="stable").index[:MANY].tolist()
+
+
+def most_confused(predictions: pd.DataFrame, count: int = 10) -> pd.DataFrame:
+    """The pairs of classes that are taken for each other most often, one row each: label, predicted, videos, share (of
+    the label's videos)."""
+    wrong = predictions[~_correct(predictions)]
+    pairs = wrong.groupby(["label", "predicted"]).size().rename("videos").reset_index()
+    sizes = predictions["label"].value_counts()
+    pairs["share"] = pairs["videos"] / pairs["label"].map(sizes).to_numpy()
+    return pairs.sort_values(["videos", "share"], ascending=False, kind="stable").head(count).reset_index(drop=True)
 
 
 def by_group(predictions: pd.DataFrame) -> pd.DataFrame:

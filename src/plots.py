@@ -22,11 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from pandas.api.types import is_numeric_dtype
 from PIL import Image as Picture
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.preprocessing import minmax_scale
 
 from files import atomic_path
-from metrics import coverage_curve, reliability
+from metrics import MANY, coverage_curve, reliability
 
 PALETTE = sns.color_palette("colorblind")
 FINER = 1.5  # pixels of a drawn figure to one of the screen
@@ -174,18 +176,45 @@ def curve(history: dict[str, list[float]], what: str, title: str, ax: Axes, best
     ax.legend()
 
 
+def matrix_axes(classes: int, small: tuple[float, float] = (5, 4.2)) -> tuple[Figure, Axes]:
+    """A figure for a confusion matrix: small, in inches, or so large that the names of MANY classes can be read."""
+    side = max(0.125 * classes + 2, small[1])
+    return plt.subplots(figsize=(side + 1, side) if classes > MANY else small)
+
+
 def confusion_heatmap(matrix: np.ndarray, classes: list[str], title: str, ax: Axes) -> None:
-    """Confusion matrix with counts: true class by row, predicted class by column."""
-    many, names = len(classes) > 15, [drawn(name) for name in classes]
+    """Confusion matrix with counts: true class by row, predicted class by column.
+
+    MANY classes are put in the order of a clustering, so that those which are confused lie beside each other; where
+    there is no room for their names, they are left out.
+    """
+    many, names = len(classes) > MANY, [drawn(name) for name in classes]
+    if many:
+        order = _clustered(matrix)
+        matrix, names, title = matrix[np.ix_(order, order)], [names[its] for its in order], f"{title}, clustered"
+        if ax.get_window_extent().height / ax.figure.dpi < 0.09 * len(names):
+            names = [""] * len(names)
     side_by_side = len(names) <= 4 and sum(map(columns, names)) <= 32
     ConfusionMatrixDisplay(matrix, display_labels=names).plot(
-        include_values=not many, cmap="Blues", ax=ax, colorbar=many, xticks_rotation=0 if side_by_side else 45)
-    if not side_by_side:  # each name ends below its column
+        include_values=not many, cmap="Blues", ax=ax, colorbar=many,
+        xticks_rotation=90 if len(names) > 2 * MANY else 0 if side_by_side else 45)
+    if len(names) > 2 * MANY:
+        ax.tick_params(labelsize=6, length=0)
+    elif not side_by_side:  # each name ends below its column
         plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
-    if max(map(columns, names)) > 16:
+    if max(map(columns, names)) > 16 and len(names) <= 2 * MANY:
         ax.tick_params(labelsize=8)
     ax.set(xlabel="predicted class", ylabel="true class", title=title)
     ax.grid(False)
+
+
+def _clustered(matrix: np.ndarray) -> np.ndarray:
+    """An order of classes (K,) in which those that are confused with each other lie together: average linkage of the
+    shares of their clips, in an optimal order of its leaves (Bar-Joseph et al., 2001)."""
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    apart = 1 - np.minimum((shares + shares.T) / 2, 1)
+    np.fill_diagonal(apart, 0)
+    return leaves_list(linkage(squareform(apart, checks=False), "average", optimal_ordering=True))
 
 
 def clip_strip(frames: np.ndarray, title: str, axes: np.ndarray, times: np.ndarray | None = None) -> None:
@@ -317,12 +346,18 @@ def grouped_bars(table: pd.DataFrame, ax: Axes, **settings) -> None:
     from_the_top(ax)
 
 
+def height(classes: int, each: float) -> float:
+    """Inches for bars or boxes of so many classes, `each` of one; of MANY classes they are narrow."""
+    return 1 + (each if classes <= MANY else 0.17) * classes
+
+
 def class_counts(counts: pd.DataFrame, ax: Axes) -> None:
     """Clips of each class by part, stacked: what `splits.split_table` gives."""
     counts = counts.iloc[:-1].drop(columns="total").rename(index=drawn)
     grouped_bars(counts, ax, stacked=True)
-    for bars in ax.containers if len(counts) <= 15 else []:
+    for bars in ax.containers if len(counts) <= MANY else []:
         ax.bar_label(bars, label_type="center", color="white", fontweight="bold")
+    ax.tick_params("y", labelsize=None if len(counts) <= MANY else 8)
     ax.set(xlabel="clips", ylabel="class", title="Clips of each class")
     ax.legend(title="part", bbox_to_anchor=(1, 1), loc="upper left")
 
@@ -334,7 +369,7 @@ def by_class(report: pd.DataFrame, column: str, label: str, ax: Axes) -> None:
     sns.boxplot(**common, fliersize=0, width=0.6, boxprops={"alpha": 0.4})
     if len(report) <= 1000:
         sns.stripplot(**common, size=3, alpha=0.6)
-    ax.set_yticks(range(len(classes)), [drawn(name) for name in classes])
+    ax.set_yticks(range(len(classes)), [drawn(name) for name in classes], fontsize=None if len(classes) <= MANY else 8)
     ax.set(xlabel=label, ylabel="", title=label.split(" [")[0], xlim=(0, None))
 
 
@@ -431,13 +466,17 @@ def cam_strip(frames: np.ndarray, maps: np.ndarray, title: str, axes: np.ndarray
 
 
 def embedding(table: pd.DataFrame, title: str, ax: Axes) -> None:
-    """What `interpretation.trunk_embedding` gives: one point per clip, coloured by class, its marker by part."""
+    """What `interpretation.trunk_embedding` gives: one point per clip, coloured by class, its marker by part; MANY
+    classes are not named."""
     numbers = {name: f"class {number}" for number, name in enumerate(sorted(table["label"].unique()))}
     sns.scatterplot(table.assign(label=table["label"].map(numbers)), x="x", y="y", hue="label", style="part",
-                    hue_order=list(numbers.values()), markers={"train": "o", "val": "s", "test": "X"}, s=60, alpha=0.8,
-                    ax=ax)
+                    hue_order=list(numbers.values()), palette=None if len(numbers) <= MANY else "husl",
+                    markers={"train": "o", "val": "s", "test": "X"}, s=60, alpha=0.8, ax=ax)
     ax.set(xlabel="", ylabel="", xticks=[], yticks=[], title=title)
     handles, labels = ax.get_legend_handles_labels()
+    if len(numbers) > MANY:  # the parts alone
+        start = labels.index("part")
+        handles, labels = handles[start:], labels[start:]
     names = {number: name for name, number in numbers.items()}
     legend(ax, handles, [names.get(label, label) for label in labels], bbox_to_anchor=(1, 1), loc="upper left")
 

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import socket
+import subprocess
 import tempfile
+from functools import partial
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", str(max(  # all workers' threads together are as many as there are cores
@@ -76,6 +79,46 @@ def tiny_dataset(tmp_path_factory) -> Path:
                 write_video(path, moving_square(label, 10 * group + clip), codec="XVID")
     write_split(make_split(scan_clips(root), "group"), root / "splits")
     return root
+
+
+@pytest.fixture
+def two_nodes(monkeypatch):
+    """A Ray cluster of two nodes with a core each, which RAY names. `lose` kills the second one."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    nodes.lose = lambda: nodes.remove_node(second, allow_graceful=False)
+    monkeypatch.setenv("RAY", nodes.address)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.fixture
+def postgres():
+    """The address of a PostgreSQL server of this test's own."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("no PostgreSQL server here (Debian: apt-get install postgresql)")
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    run = partial(subprocess.run, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    if user:
+        shutil.chown(folder, user)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run([programs[-1], "-D", folder / "data", "-A", "trust", "-U", "tester", "-E", "UTF8"])
+    control = programs[-1].with_name("pg_ctl")
+    run([control, "-D", folder / "data", "-w", "-o", f"-p {port} -k {folder} -c listen_addresses=127.0.0.1",
+         "-l", folder / "log", "start"])
+    yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+    run([control, "-D", folder / "data", "-m", "immediate", "stop"])
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,5 @@
 """Work on a Ray cluster of two nodes on this machine: the same results, also where a node dies half-way."""
 
-import importlib.util
 import os
 import shutil
 import time
@@ -21,25 +20,6 @@ from models import build_model
 from transforms import eval_transform
 from videos.decoding import VideoError
 from videos.split_files import read_part
-
-needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed")
-
-
-@pytest.fixture
-def two_nodes(monkeypatch):
-    """A cluster of two nodes with a core each; RAY names it. `lose` kills the second one."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = nodes.add_node(num_cpus=1)
-    nodes.wait_for_nodes()
-    nodes.lose = lambda: nodes.remove_node(second, allow_graceful=False)
-    monkeypatch.setenv("RAY", nodes.address)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
 
 def noted(folder: Path, seconds: float):
@@ -68,7 +48,6 @@ def test_what_fails_is_told_with_its_name():
 
 
 @pytest.mark.slow
-@needs_ray
 def test_a_node_that_dies_costs_only_what_was_in_work(two_nodes, tmp_path):
     count, results = 60, {}
     for number, result in shared_out(noted(tmp_path, 0.1), range(count), os.environ["RAY"]):
@@ -82,7 +61,6 @@ def test_a_node_that_dies_costs_only_what_was_in_work(two_nodes, tmp_path):
 
 
 @pytest.mark.slow
-@needs_ray
 def test_an_item_that_kills_its_workers_is_told_and_the_others_are_done(two_nodes):
     def work(item: int) -> int:
         if item == 7:
@@ -97,7 +75,6 @@ def test_an_item_that_kills_its_workers_is_told_and_the_others_are_done(two_node
 
 
 @pytest.mark.slow
-@needs_ray
 def test_features_and_descriptors_are_those_of_one_process(two_nodes, tiny_dataset, tmp_path, monkeypatch):
     root = shutil.copytree(tiny_dataset, tmp_path / "clips")
     model = build_model(get_recipe("recommended", "3d", size=32, num_frames=4), 3, "packaged")
@@ -120,7 +97,6 @@ def test_features_and_descriptors_are_those_of_one_process(two_nodes, tiny_datas
 
 
 @pytest.mark.slow
-@needs_ray
 def test_clips_that_cannot_be_decoded_are_all_named_and_the_others_kept(two_nodes, tiny_dataset, tmp_path, monkeypatch):
     root = shutil.copytree(tiny_dataset, tmp_path / "clips")
     table = read_part(root / "splits" / "val.csv")

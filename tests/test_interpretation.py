@@ -512,3 +512,25 @@ def test_figures_with_photographs_are_shown_as_jpeg_and_saved_as_png(tmp_path, m
     assert len(displayed) == 2 and not plt.get_fignums()
     assert drawing.format == "PNG" and displayed[1].data == (tmp_path / "matrix.png").read_bytes()
     assert drawing.width == pytest.approx(plots.FINER * displayed[1].width, abs=1)
+
+
+def test_of_many_classes_those_that_are_confused_lie_beside_each_other():
+    classes = [f"class{number:02d}" for number in range(40)]
+    matrix = 10 * np.eye(40, dtype=int)
+    for first, second in ((0, 39), (5, 20), (11, 30)):
+        matrix[first, second] = matrix[second, first] = 8
+    figure, ax = plots.matrix_axes(len(classes))
+    plots.confusion_heatmap(matrix, classes, "Test", ax)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    drawn = ax.images[0].get_array()
+    assert sorted(names) == classes and drawn.trace() == 400 and drawn.sum() == matrix.sum()
+    for first, second in ((0, 39), (5, 20), (11, 30)):
+        assert abs(names.index(classes[first]) - names.index(classes[second])) == 1
+    plt.close(figure)
+    _, ax = plt.subplots(figsize=(3, 2))  # no room for names
+    plots.confusion_heatmap(matrix, classes, "Test", ax)
+    assert {label.get_text() for label in ax.get_yticklabels()} == {""}
+    _, ax = plots.matrix_axes(3)
+    plots.confusion_heatmap(np.diag([3, 2, 1]), ["A", "B", "C"], "Test", ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B", "C"] and ax.get_title() == "Test"
+    plt.close("all")

@@ -467,3 +467,43 @@ def test_uncertain_prefers_confident_mistakes():
     chosen = metrics.uncertain(right, 4)
     assert chosen.probability.is_monotonic_increasing
     assert chosen.probability.iloc[0] == right.filter(regex="^p_").max(axis=1).min()
+
+
+# ---------------------------------------------------------------- many classes
+
+def many_classes(classes: int = 20, clips: int = 6) -> tuple[list[str], pd.DataFrame]:
+    """Predictions that are right, but for class c00, taken for c01 four times, and c02, taken for c03 once."""
+    names = [f"c{number:02d}" for number in range(classes)]
+    rng, rows = np.random.default_rng(0), []
+    for label in names:
+        for clip in range(clips):
+            predicted = "c01" if label == "c00" and clip < 4 else "c03" if label == "c02" and clip == 0 else label
+            chances = rng.uniform(0, 0.01, classes)
+            chances[names.index(predicted)] = 2.0
+            chances[names.index(label)] += 0.5
+            rows.append({"clip_path": f"/{label}/{clip}", "group": str(clip), "label": label, "predicted": predicted,
+                         **{f"p_{name}": its for name, its in zip(names, chances / chances.sum(), strict=True)}})
+    return names, pd.DataFrame(rows)
+
+
+def test_the_first_answers_count_and_the_most_confused_pairs_are_named():
+    names, table = many_classes()
+    assert metrics.classification_metrics(table)["accuracy"] == pytest.approx(1 - 5 / 120)
+    assert metrics.top_accuracy(table, 1) == pytest.approx(1 - 5 / 120)
+    assert metrics.top_accuracy(table, 2) == 1
+    confused = metrics.most_confused(table)
+    assert confused[["label", "predicted", "videos"]].to_numpy().tolist() == [["c00", "c01", 4], ["c02", "c03", 1]]
+    assert confused["share"].tolist() == pytest.approx([4 / 6, 1 / 6])
+    assert len(metrics.most_confused(table, 1)) == 1
+    assert metrics.most_confused(table[table["label"] == table["predicted"]]).empty
+    hardest = metrics.hardest_classes(table, names)
+    assert len(hardest) == metrics.MANY and hardest[:2] == ["c00", "c02"]
+    assert metrics.hardest_classes(table, names[:4]) == names[:4]
+
+
+def test_models_of_many_classes_are_told_with_their_top_5_accuracy():
+    _, table = many_classes()
+    models = pd.DataFrame({"accuracy": [0.9, 0.5]}, index=["ours", "another"])
+    told = metrics.with_top(models, {"ours": table}, "accuracy")
+    assert told.columns.tolist() == ["accuracy", "top-5"] and told["top-5"].tolist() == ["1.000", "–"]
+    assert metrics.with_top(models, {"ours": many_classes(4)[1]}, "accuracy").equals(models)

@@ -5,7 +5,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pandas as pd
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -262,6 +265,31 @@ def test_killed_and_shared_studies_lose_no_trial_and_end(data, fake, others, mon
     assert err == b"" and b"2d search" in out
     assert 9 <= len(finished(study)) <= 10 and before.items() <= finished(study).items() and 1 <= len(here) < 9
     assert {"default", "seed", "chosen"} == set(compare(study).index)
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_share_a_study_on_a_server_and_one_is_killed(data, fake, two_nodes, postgres, capfd):
+    psycopg, before = pytest.importorskip("psycopg"), {}
+    query = "select count(*) from trials where state in ('COMPLETE', 'PRUNED')"
+
+    def kill_one() -> None:
+        with psycopg.connect(postgres.replace("+psycopg", ""), autocommit=True) as connection:
+            count = 0
+            while count < 3:
+                time.sleep(0.05)
+                with suppress(psycopg.errors.UndefinedTable):
+                    count = connection.execute(query).fetchone()[0]
+        next(its for its in psutil.process_iter(["name"]) if "_Worker" in its.info["name"]).kill()
+        before.update(finished(optuna.load_study(study_name=None, storage=postgres)))
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    study = study_of(data, 12, storage=postgres)
+    killer.join(60)
+    assert len(before) >= 3 and before.items() <= finished(study).items()
+    assert 12 <= len(finished(study)) <= 14
+    assert {"default", "seed", "chosen"} == set(compare(study).index)
+    assert study_of(data, 12, storage=postgres).trials == study.trials and "reloaded" in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ from sampling import segment_indices, time_indices
 from videos.decoding import read_frames, read_timed_frames
 from videos.splits import clip_file
 
+CLASSES_SHOWN = 8  # as strips, where there are more
+
 
 def first_of_each_class(table: pd.DataFrame) -> pd.DataFrame:
     """The first clip of each class, in alphabetical order."""
@@ -28,8 +30,8 @@ def first_of_each_class(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figure:
-    """The first clip of each class as a strip of frames."""
-    first = first_of_each_class(table)
+    """The first clip of each class, of at most CLASSES_SHOWN, as a strip of frames."""
+    first = first_of_each_class(table).head(CLASSES_SHOWN)
     return _strips(first["clip_path"], first["label"] + "   " + first["clip_path"], root, count)
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from cluster import asked_cluster, shared_out
 from config import CACHE, NETWORKS, Recipe, get_recipe
 from data_loader import make_loader
 from experiment import Experiment, prediction_table, untrained, view_probabilities
@@ -183,7 +184,8 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
         trials: finished ones (pruned ones included) in the whole study.
         seed: of folds, trainings and sampler.
         cuts: what of the model may be trained: `head`, in seconds per trial, or `stage` too, for a long budget.
-        storage: database URL, such as postgresql://...; None takes `tuning/<kind>.db` in the results.
+        storage: database URL, such as postgresql+psycopg://...; None takes `tuning/<kind>.db` in the results, which
+            only processes of one machine can share.
         recipe: gives the default values and what is not searched; its views are always drawn per clip and kept.
         backbone: one of `config.NETWORKS` of this kind; None takes the one that goes with the weights.
 
@@ -218,7 +220,8 @@ def run_study(kind: str, data: VideoData, weights: str = "auto", trials: int = 6
         if setting not in there:  # `skip_if_exists` would skip an interrupted one too
             study.enqueue_trial(values, user_attrs={"setting": setting})
     objective = partial(cross_validate, clips=clips, folds=folds, recipe=recipe, seed=seed)
-    _optimize(study, objective, trials, seed, f"{kind} search")
+    work = _Search(study.study_name, storage, data.results / "tuning" / f"{kind}.db", objective, trials, seed)
+    _optimize(study, work, f"{kind} search")
     return study
 
 
@@ -241,10 +244,14 @@ def _study_name(settings: dict) -> str:
 def _study(storage: RDBStorage, settings: dict) -> optuna.Study:
     """The study of these settings, made where it is not there."""
     study = optuna.create_study(study_name=_study_name(settings), storage=storage, load_if_exists=True,
-                                pruner=optuna.pruners.MedianPruner(n_startup_trials=8))
+                                pruner=_pruner())
     if not study.user_attrs:
         study.set_user_attr("settings", settings)
     return study
+
+
+def _pruner() -> optuna.pruners.BasePruner:
+    return optuna.pruners.MedianPruner(n_startup_trials=8)
 
 
 def _open_storage(url: str | None, default: Path) -> RDBStorage:
@@ -276,23 +283,58 @@ def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=states or FINISHED)
 
 
-def _optimize(study: optuna.Study, objective: Callable[[Trial], float], trials: int, seed: int, title: str) -> None:
-    """Runs trials, under a progress bar, until the study has enough finished ones."""
-    def prepare_next(study: optuna.Study, _=None) -> None:
-        progress.n = min(len(_trials(study)), trials)
-        losses = [trial.value for trial in _trials(study, TrialState.COMPLETE)]
-        progress.set_postfix(loss=f"{min(losses, default=np.nan):.4f}")
+class _Search:
+    """What runs trials of a study, here or in another process, which opens the database for itself."""
+
+    def __init__(self, name: str, storage: str | None, default: Path, objective: Callable[[Trial], float], trials: int,
+                 seed: int):
+        self.name, self.storage, self.default = name, storage, default
+        self.objective, self.trials, self.seed = objective, trials, seed
+
+    @cached_property
+    def study(self) -> optuna.Study:
+        """The study, as its processes see it."""
+        return optuna.load_study(study_name=self.name, storage=_open_storage(self.storage, self.default),
+                                 pruner=_pruner())
+
+    def run(self, study: optuna.Study, count: int, tell: Callable = lambda *_: None) -> None:
+        """At most so many trials, fewer where the study has enough of them meanwhile."""
+        callbacks = [optuna.study.MaxTrialsCallback(self.trials, FINISHED), self._draw, tell]
+        self._draw(study)
+        tell()
+        with suppress(UpdateFinishedTrialError):  # stalled for so long that others took it for dead
+            study.optimize(self.objective, n_trials=count, callbacks=callbacks)
+
+    def __call__(self, _: int) -> None:
+        """One trial, where one is lacking."""
+        if len(_trials(self.study)) < self.trials:
+            self.run(self.study, 1)
+
+    def _draw(self, study: optuna.Study, _=None) -> None:
+        """Decides how the next trial's values are drawn."""
         drawn = len(_trials(study, *FINISHED, TrialState.RUNNING, TrialState.WAITING))  # what failed is drawn again
-        words = np.random.SeedSequence([seed, drawn]).generate_state(1)
+        words = np.random.SeedSequence([self.seed, drawn]).generate_state(1)
         study.sampler = optuna.samplers.TPESampler(seed=int(words[0]))
 
-    callbacks = [optuna.study.MaxTrialsCallback(trials, FINISHED), prepare_next]
-    there = len(_trials(study))
-    with tqdm(initial=there, total=trials, desc=title, unit="trial", file=sys.stdout, ncols=90) as progress:
-        prepare_next(study)
-        while len(_trials(study)) < trials:
-            with suppress(UpdateFinishedTrialError):  # stalled for so long that others took it for dead
-                study.optimize(objective, callbacks=callbacks)
+
+def _optimize(study: optuna.Study, work: _Search, title: str) -> None:
+    """Runs trials, under a progress bar, until the study has enough finished ones; where RAY says so, in the workers of
+    a cluster."""
+    there, cluster = len(_trials(study)), asked_cluster()
+    with tqdm(initial=there, total=work.trials, desc=title, unit="trial", file=sys.stdout, ncols=90) as progress:
+        def tell(*_) -> None:
+            losses = [trial.value for trial in _trials(study, TrialState.COMPLETE)]
+            progress.n = min(len(_trials(study)), work.trials)
+            progress.set_postfix(loss=f"{min(losses, default=np.nan):.4f}")
+
+        while (left := work.trials - len(_trials(study))) > 0:
+            if not cluster:
+                work.run(study, left, tell)
+                continue
+            for _, lost in shared_out(work, range(left), cluster):
+                if lost:
+                    raise RuntimeError(f"{title}: {lost}, a trial")
+                tell()
 
 
 # ---------------------------------------------------------------- what came out

@@ -76,7 +76,7 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
         dataset: `demo`, `ucf101` (dataset_info/dataset), or a folder with one sub-folder of clips per class.
         split: a kind of split (see `splits.make_split`); None takes official1 for UCF-101, elsewhere the one that the
             folder came with (part folders, or CSVs in its sub-folder `splits`), or else group.
-        classes: a selection, in any case; None takes all that there are.
+        classes: a selection, in any case; None, or the word `all` alone, takes all that there are.
         seed: of the split.
         results: the folder that holds all data sets' results.
         root: folder of the clips where it is not the data set's own; the split CSVs then lie with the results, and
@@ -90,6 +90,7 @@ def open_data(dataset: str = "demo", split: str | None = None, classes: list[str
         FileNotFoundError, ValueError: no such data, clips that can't be used, or no such split; the message says what
             to do.
     """
+    classes = None if classes == ["all"] else classes
     name, own_root, own_results = locate(dataset, results)
     own = dataset in DATASETS and root is None
     root = root or own_root

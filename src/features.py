@@ -131,6 +131,7 @@ def trunk_activations(model: VideoModel, asked: Sequence[tuple[VideoDataset2D, i
     store, frozen = ArrayStore(cache), FrozenTrunk(model, device, precision, engine)
     kept = [[store.path(frozen.folder, key) for key in _keys(dataset, views, seed, frozen)] for dataset, views in asked]
     store.in_use = {path for files in kept for path in files}
+    store.fetch(store.in_use)
     missing: dict[Path, list[tuple[int, int]]] = {}  # by clip: which data sets want it, and its row there
     for number, files in enumerate(kept):
         for row in (row for row, path in enumerate(files) if not store.has(path)):

@@ -15,7 +15,8 @@ import shutil
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import psutil
 
 from config import CACHE, ROOT, asked_number
+from remote import asked_remote
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +37,7 @@ SEAL = 4  # bytes of the checksum at the end of a sealed file
 CURES = {errno.ENOSPC: "the disk is full: make room there", errno.EDQUOT: "the quota is used up: make room there",
          errno.EACCES: "not allowed: change the rights of the folder", errno.EPERM: "not allowed: change the rights",
          errno.EROFS: "the disk is read-only: work in a folder that can be written"}
+REQUESTS = 16  # of a shared folder, at the same time
 LOOK_AGAIN = 0.5  # share of the room that may be written before the folder is looked through again
 
 
@@ -227,16 +230,26 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
 def write_sealed(path: Path, content: bytes | memoryview) -> None:
     """`write_bytes`, with a checksum of name and content at the end, so that a file that was cut, changed or exchanged
     since is told from what was written."""
-    write_bytes(path, b"".join([content, _seal(path.name, content)]))
+    write_bytes(path, sealed(path.name, content))
+
+
+def sealed(name: str, content: bytes | memoryview) -> bytes:
+    """A file's content with the checksum at its end."""
+    return b"".join([content, _seal(name, content)])
 
 
 def read_sealed(path: Path) -> memoryview | None:
     """What `write_sealed` wrote; None where there is no file, or it is not as it was written."""
     try:
-        content = memoryview(path.read_bytes())
+        return unsealed(path.name, path.read_bytes())
     except FileNotFoundError:
         return None
-    return content[:-SEAL] if _seal(path.name, content[:-SEAL]) == content[-SEAL:] else None
+
+
+def unsealed(name: str, content: bytes) -> memoryview | None:
+    """The content of a sealed file of this name; None where it is not as it was written."""
+    content = memoryview(content)
+    return content[:-SEAL] if _seal(name, content[:-SEAL]) == content[-SEAL:] else None
 
 
 def _seal(name: str, content: bytes | memoryview) -> bytes:
@@ -360,13 +373,17 @@ class ArrayStore:
     A file is named by everything that decides its content, the bytes of its clip among them, so that a changed clip has
     another file. It is written whole and sealed: two processes that compute the same write the same, and a broken file
     is removed, to be computed again. Where the budget is exceeded, what was used longest ago goes, but for the files
-    `in_use`: those that are about to be read.
+    `in_use`: those that are about to be read. Where CACHE names a folder that machines share, what is written goes
+    there too, and what others have written is taken from there (see `remote`); the budget is not of that one.
+
+    All methods raise a `remote.RemoteError` where that folder can't be used.
     """
 
     def __init__(self, folder: str | Path = CACHE, budget_gb: float | None = None):
         budget_gb = asked_number("CACHE_GB") if budget_gb is None else budget_gb
         self.folder, self.budget, self.written = Path(folder), budget_gb * 1e9, 0
         self.in_use: set[Path] = set()
+        self.remote = asked_remote()
         self._room = 0.0  # bytes to be written before the next look
 
     def path(self, kind: str, key: object) -> Path:
@@ -389,9 +406,27 @@ class ArrayStore:
             return np.load(path) if self.has(path) else None
         return None
 
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Takes those of some arrays that are lacking here, and whole there, from the shared folder."""
+        lacking = [path for path in paths if self.remote and not path.is_file()]
+        names = {path: path.relative_to(self.folder).as_posix() for path in lacking}
+        there = {kind: self.remote.names(kind) for kind in {name.rpartition("/")[0] for name in names.values()}}
+
+        def take(path: Path) -> None:
+            content = self.remote.read(names[path])
+            if content is not None and unsealed(path.name, content) is not None:
+                write_bytes(path, content)
+
+        wanted = [path for path, name in names.items() if name in there[name.rpartition("/")[0]]]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(take, wanted))
+
     def write(self, path: Path, array: np.ndarray) -> None:
         """Keeps an array, whole or not at all."""
-        write_sealed(path, _saved(array))
+        content = sealed(path.name, _saved(array))
+        write_bytes(path, content)
+        if self.remote:
+            self.remote.write(path.relative_to(self.folder).as_posix(), content)
         self.written += 1
         self._room -= array.nbytes
         if self._room < 0:  # by what this process wrote; others may write too
@@ -399,6 +434,7 @@ class ArrayStore:
 
     def get(self, path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The kept array, or else what `compute` gives, which is kept."""
+        self.fetch([path])
         array = self.read(path)
         if array is None:
             array = compute()

@@ -209,6 +209,7 @@ def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE,
     """
     names, store = list(names), ArrayStore(cache)
     work = _Description(store, [clip_file(root, path) for path in table["clip_path"]])
+    store.fetch(work.paths)
     rows, cluster = range(len(table)), asked_cluster()
     if cluster:
         missing = [row for row in rows if not store.has(work.paths[row])]

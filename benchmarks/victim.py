@@ -64,10 +64,14 @@ register(Network("tiny", "2d", "tiny network", tiny_network))
 # ---------------------------------------------------------------- a place
 
 def make_place(place: Path) -> Path:
-    """A new place: its source clips, and the zip that the first stage fetches them from."""
+    """A new place: its source clips, the zip that the first stage fetches them from, and an executed notebook."""
     for label, name in enumerate(CLASSES):
         for group in range(1, GROUPS + 1):
             write_video(place / "source" / name / f"v_{name}_g{group:02d}_c01.mp4", moving(label, group), 25.0)
+    cells = [nbformat.v4.new_markdown_cell("# A page\n\nText."), nbformat.v4.new_code_cell(
+        "1", execution_count=1, outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "1"})])]
+    (place / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), place / "notebooks" / "01_page.ipynb")
     with zipfile.ZipFile(place / "clips.zip", "w") as archive:
         for path in sorted((place / "source").rglob("*.mp4")):
             archive.write(path, path.with_suffix(".avi").name)  # the archive's names; the container is told by content
@@ -264,12 +268,7 @@ def pictured(place: Path) -> None:
 
 def reported(place: Path) -> None:
     """The report of one notebook."""
-    results = trained(place).data.results
-    cells = [nbformat.v4.new_markdown_cell("# A page\n\nText."), nbformat.v4.new_code_cell(
-        "1", execution_count=1, outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "1"})])]
-    (place / "notebooks").mkdir(exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), place / "notebooks" / "01_page.ipynb")
-    report.build(results, place / "notebooks")
+    report.build(trained(place).data.results, place / "notebooks")
 
 
 def exported(place: Path) -> None:

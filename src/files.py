@@ -161,11 +161,11 @@ def replaced_model(files: ModelFiles):
         if replaced:
             folder = files.root / "previous" / f"{files.model_name}-{file_hash(files.checkpoint)[:8]}"
             for path in (files.checkpoint, *beside):
-                with atomic_path(folder / path.name) as copy:
-                    shutil.copyfile(path, copy)
+                with suppress(FileNotFoundError), atomic_path(folder / path.name) as copy:
+                    shutil.copyfile(path, copy)  # unless another process has just replaced the model, too
     if replaced:
         for path in beside:
-            path.unlink()
+            path.unlink(missing_ok=True)
         print(f"the earlier model was moved to {shown(folder)}")
 
 

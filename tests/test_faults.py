@@ -149,6 +149,18 @@ def left_by(place: Path, host: str, process: int) -> Path:
     return place / f".a-{host}-{process}-1.json"
 
 
+def test_a_model_that_another_process_replaces_at_the_same_time_is_replaced_all_the_same(tmp_path):
+    its = ModelFiles(tmp_path, "knn", "classical_ml", ".skops")
+    its.checkpoint.parent.mkdir(parents=True)
+    its.checkpoint.write_bytes(b"old")
+    write_json(its.sidecar, {"sha256": "old"})
+    with replaced_model(its) as temporary:
+        temporary.write_bytes(b"new")
+        its.sidecar.unlink()  # by the other process, which has its own copy
+    assert its.checkpoint.read_bytes() == b"new"
+    assert [path.name for path in tmp_path.glob("previous/*/*")] == ["best_knn.skops"]
+
+
 def test_what_killed_processes_left_goes_and_what_others_write_stays(tmp_path):
     ours, theirs = left_by(tmp_path, HOST, GONE), left_by(tmp_path, "0" * 8, GONE)
     alive, hidden = left_by(tmp_path, HOST, os.getpid()), tmp_path / ".a-file-of-the-user.json"

@@ -79,3 +79,14 @@ def test_lab_shows_what_leakage_is_worth():
     assert near == 1.0 and chance == pytest.approx(3 / (len(clips) - 1))
     assert same_group_neighbours(clips, rng.normal(size=scenes.shape))[0] < 0.15
     assert "can't be measured" in audit.leakage_reading(lab, 0.0, 0.0)
+
+
+def test_the_lab_takes_some_of_many_classes_and_tells_it(capsys):
+    clips = pd.DataFrame([{"clip_path": f"/{label}/{name}", "clip_name": name, "label": label, "group": group}
+                          for label in [f"{number:02d}" for number in range(30)]
+                          for group in [f"g{number:02d}" for number in range(1, 9)]
+                          for name in [f"v_{label}_{group}_c01.avi"]])
+    own = clips["label"].astype(int).to_numpy()[:, None] == np.arange(30)
+    lab = leakage_lab(clips, {"class": own.astype(float)}, repeats=1)
+    assert "15 of 30 classes" in capsys.readouterr().out
+    assert lab["accuracy"].tolist() == [1.0, 1.0] and lab["test_clips"].max() <= 15 * 8

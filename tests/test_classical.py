@@ -9,7 +9,7 @@ import skops.io
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import FunctionTransformer
 
-from classical import descriptors
+from classical import classifiers, descriptors
 from classical.classifiers import (
     FOLDS,
     MODELS,
@@ -232,3 +232,9 @@ def test_real_clips_of_held_out_groups(tmp_path):
     model = load_or_fit("linear_svm", data, cache=tmp_path / "cache")
     evaluate(model)
     assert read_json(model.files.stats)["accuracy"] >= 0.9 and model.stats["cv_mean"] >= 0.9
+
+
+def test_a_model_that_fits_a_tree_for_each_class_is_left_out_of_many_and_told(capsys):
+    assert classifiers.suited(3) == list(classifiers.MODELS) and capsys.readouterr().out == ""
+    assert set(classifiers.MODELS) - set(classifiers.suited(101)) == {"gradient_boosting"}
+    assert "gradient boosting" in capsys.readouterr().out

@@ -40,7 +40,7 @@ from data_loader import read_clip_table
 from experiment import prediction_table
 from files import ClassicalFiles, differences, read_json, replaced_model, update_json, write_json
 from machine import cores, environment, in_processes, memory_mb
-from metrics import classification_metrics
+from metrics import MANY, classification_metrics
 from videos.library import VideoData
 from videos.splits import clip_file, group_folds
 
@@ -67,6 +67,7 @@ class ModelSpec:
     grid: list[dict]  # what is tuned, as for GridSearchCV; the first of equals is taken: the simplest stands first
     inputs: tuple[str, ...] = tuple(FAMILIES)  # what it sees: the families, or `cells`, the local motion
     calibrated: bool = False  # whether its scores must be made probabilities
+    by_class: bool = False  # whether it takes as many times longer as there are classes
 
 
 def _scaled(classifier: BaseEstimator) -> Pipeline:
@@ -94,7 +95,7 @@ MODELS = {
     "gradient_boosting": ModelSpec(  # drawn columns: many times faster here than histograms of all of them
         "gradient boosting", lambda seed: Pipeline([("classify", GradientBoostingClassifier(
             n_estimators=60, subsample=0.8, max_features="sqrt", random_state=seed))]),
-        [{"classify__max_depth": [1, 2, 3]}]),
+        [{"classify__max_depth": [1, 2, 3]}], by_class=True),
     "logistic_regression": ModelSpec(
         "logistic regression", lambda seed: _scaled(LogisticRegression(max_iter=2000, class_weight="balanced")),
         _scalings("C", [10.0, 100.0], [0.01])),
@@ -108,6 +109,15 @@ MODELS = {
             ("classify", SVC(kernel="linear", C=10.0, class_weight="balanced"))]),  # C hardly matters
         [{"encode__components": [24, 48]}], inputs=("cells",), calibrated=True),
 }
+
+
+def suited(classes: int) -> list[str]:
+    """The names of the models that are fitted to so many classes: of MANY, not those that fit a tree for each class at
+    every step, which takes hours; it is told which these are."""
+    left = [spec.title for spec in MODELS.values() if spec.by_class and classes > MANY]
+    if left:
+        print(f"left out for {classes} classes, for each of which it fits a tree at every step: {', '.join(left)}")
+    return [name for name, spec in MODELS.items() if spec.title not in left]
 
 
 @dataclass

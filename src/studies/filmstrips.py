@@ -21,17 +21,17 @@ from sampling import segment_indices, time_indices
 from videos.decoding import read_frames, read_timed_frames
 from videos.splits import clip_file
 
-CLASSES_SHOWN = 8  # as strips, where there are more
+CLASSES_SHOWN = 12  # of more than these
 
 
 def first_of_each_class(table: pd.DataFrame) -> pd.DataFrame:
-    """The first clip of each class, in alphabetical order."""
-    return table.groupby("label", sort=True).first().reset_index()
+    """The first clip of each class, in alphabetical order, of at most CLASSES_SHOWN."""
+    return table.groupby("label", sort=True).first().reset_index().head(CLASSES_SHOWN)
 
 
 def sample_strips(table: pd.DataFrame, root: str | Path, count: int = 8) -> Figure:
-    """The first clip of each class, of at most CLASSES_SHOWN, as a strip of frames."""
-    first = first_of_each_class(table).head(CLASSES_SHOWN)
+    """The first clip of each class as a strip of frames."""
+    first = first_of_each_class(table)
     return _strips(first["clip_path"], first["label"] + "   " + first["clip_path"], root, count)
 
 

@@ -256,6 +256,12 @@ def _seal(name: str, content: bytes | memoryview) -> bytes:
     return zlib.crc32(content, zlib.crc32(name.encode())).to_bytes(SEAL, "big")
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are not there; a NotWritten as `atomic_path`."""
+    with _clear_refusals(folder, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def whole_folder(folder: Path):
     """An empty folder with a temporary name, that takes the place of `folder` when the block ends without error.

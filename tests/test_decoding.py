@@ -422,6 +422,10 @@ def test_rates_at_the_edge():
     assert constant_rate(np.array([0, 0.5]), 0.0) == 2.0
     with pytest.raises(OverflowError):
         constant_view(np.array([0, 0.01, 0.02, MOST_SHOWN / 100]))
+    with pytest.raises(OverflowError):  # a damaged stamp: two hours of one picture
+        constant_view(np.array([0, 0.04, 0.08, 7200.0]))
+    assert len(constant_view(np.array([0, 0.04, 0.08, 600.0]))[1]) == 15_001
+    assert constant_view(np.array([0, 7200.0, 14500.0]))[1].tolist() == [0, 1, 2]  # one picture every two hours
 
 
 def test_stamps_that_leap_by_weeks_are_not_believed(tmp_path):

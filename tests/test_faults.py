@@ -82,6 +82,15 @@ def test_a_copy_that_finds_no_room_names_what_is_written(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "a"), None, str(temporary))
 
 
+def test_a_folder_that_may_not_be_made_is_named(tmp_path, monkeypatch):
+    def refused(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(NotWritten, match=f"^{tmp_path / 'tuning'}: not written, the disk is read-only"):
+        files.make_folder(tmp_path / "tuning")
+
+
 def test_an_error_of_what_is_read_keeps_its_own_name(tmp_path):
     with pytest.raises(PermissionError, match="other"), atomic_path(tmp_path / "a"):
         raise PermissionError(errno.EACCES, "Permission denied", "/another/other")

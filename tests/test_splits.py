@@ -572,3 +572,10 @@ def test_real_clips_with_six_groups_in_one_class_and_25_in_the_other():
     assert check_leakage(by_group).empty and len(check_leakage(at_random)) > 0
     with pytest.raises(ValueError, match="Punch without a clip for train and val"):
         make_split(clips, "official1")
+
+
+def test_csvs_that_share_clips_are_named(tmp_path):
+    clips = pd.DataFrame({"clip_path": ["/A/a.avi"], "label": ["A"], "group": ["g1"]})
+    other = clips.assign(clip_path="/A/b.avi")
+    with pytest.raises(ValueError, match=r"splits: test.csv and val.csv: clips in more than one part: /A/a.avi"):
+        check_leakage({"train": other, "val": clips, "test": clips}, "splits")

@@ -37,7 +37,7 @@ from config import CACHE, NETWORKS, Recipe, get_recipe
 from data_loader import make_loader
 from experiment import Experiment, prediction_table, untrained, view_probabilities
 from features import Activations
-from files import NotWritten, read_json, update_json
+from files import NotWritten, make_folder, read_json, update_json
 from machine import environment
 from metrics import classification_metrics, negative_log_likelihood
 from models import POOLINGS, VideoModel, choose_backbone, choose_source
@@ -257,7 +257,7 @@ def _pruner() -> optuna.pruners.BasePruner:
 def _open_storage(url: str | None, default: Path) -> RDBStorage:
     """The database, with heartbeats of running trials."""
     if url is None:
-        default.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(default.parent)
         url = f"sqlite:///{default.as_posix()}"
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     for _ in range(4):

@@ -24,6 +24,7 @@ from av.video.reformatter import VideoReformatter
 
 MOST_PIXELS = 640 * 480  # of a frame: larger ones are reduced as they are decoded
 MOST_RATE = 120.0  # frames per second at which irregular ones are shown
+LONGEST_STILL = 3600  # seconds that a frame may be shown: a leap of the stamps by more is damage
 MOST_SHOWN = 4_000_000  # frames in such a view: stamps that ask for more (a day and a half) are damaged
 SHORT_OF = (2, 0.02)  # frames, and share of them, that a file may lack of what its header promises
 LATE_END = (0.5, 0.05)  # seconds, and share of them, by which a Matroska file may end before its header says
@@ -233,9 +234,12 @@ def constant_view(times: np.ndarray) -> tuple[float, np.ndarray]:
     the screen at each of its steps. `times` are (N,) ascending seconds from 0, two at least.
 
     Raises:
-        OverflowError: they would be shown MOST_SHOWN times or more often.
+        OverflowError: they would be shown MOST_SHOWN times or more often, or one of them for longer than LONGEST_STILL
+            and ten times as long as usual.
     """
-    step = float(np.median(np.diff(times)))
+    step, longest = float(np.median(np.diff(times))), float(np.diff(times).max())
+    if longest > max(LONGEST_STILL, 10 * step):
+        raise OverflowError(f"{longest:.0f} seconds")
     rate = min(1 / step, MOST_RATE)
     steps = (times[-1] + step) * rate
     if not steps < MOST_SHOWN:

@@ -182,7 +182,7 @@ def _described(data: VideoData, found: Folder, facts: pd.DataFrame, clips: pd.Da
     """The data set with what is to be said of it, which is printed where it matters."""
     parts = {part: split_files.read_part(path) for part, path in data.splits.items()}
     rows = pd.concat(parts, names=["part"]).reset_index("part")
-    shared = splits.check_leakage(parts)
+    shared = splits.check_leakage(parts, data.splits["train"].parent)
     facts = facts.assign(part=facts["clip_path"].map(dict(zip(rows["clip_path"], rows["part"], strict=True))))
     facts["part"] = facts["part"].fillna("")
     unused = facts.loc[facts["part"] == "", "status"].replace("ok", "not in the split").value_counts().to_dict()

@@ -130,7 +130,7 @@ def with_given_parts(found: Folder, folder: str | Path) -> Folder:
     if gone := [path for path, its in zip(rows["clip_path"], paths, strict=True) if not its]:
         raise FileNotFoundError(_gone(gone, folder))
     rows = rows.assign(clip_path=paths, clip_name=[path.rsplit("/", 1)[1] for path in paths])
-    check_leakage({name: rows.loc[rows["part"] == name, COLUMNS] for name in PARTS})
+    check_leakage({name: rows.loc[rows["part"] == name, COLUMNS] for name in PARTS}, folder)
     others = found.clips[~found.clips["clip_path"].isin(paths)].assign(part="")
     clips = pd.concat([rows[[*COLUMNS, "part"]], others]).sort_values("clip_path", ignore_index=True)
     return replace(found, clips=clips, others=found.others[~found.others["path"].isin(paths)],

@@ -191,16 +191,18 @@ def split_parts(split: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: split.loc[split["part"] == name, COLUMNS].reset_index(drop=True) for name in PARTS}
 
 
-def check_leakage(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def check_leakage(parts: dict[str, pd.DataFrame], folder: str | Path | None = None) -> pd.DataFrame:
     """One row per group in more than one part of a split: label (its first), group, parts (such as "train, test").
 
-    A clip in more than one part is a ValueError; the message lists such clips.
+    A clip in more than one part is a ValueError; the message lists such clips, and the CSVs in `folder` that have them.
     """
     rows = pd.concat(parts, names=["part"]).reset_index("part")
     in_parts = rows.groupby("clip_path")["part"].nunique()
     if shared := sorted(in_parts.index[in_parts > 1]):
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
-        raise ValueError(f"clips in more than one part: {', '.join(shared[:5])}{more}; keep each in one")
+        named = sorted({f"{part}.csv" for part in rows["part"][rows["clip_path"].isin(shared)]})
+        where = f"{folder}: {' and '.join(named)}: " if folder else ""
+        raise ValueError(f"{where}clips in more than one part: {', '.join(shared[:5])}{more}; keep each in one")
     groups = rows.groupby(group_pairs(rows).to_numpy()).agg(
         label=("label", "first"), group=("group", "first"), parts=("part", lambda part: ", ".join(part.unique())))
     return groups[groups["parts"].str.contains(",")].reset_index(drop=True)

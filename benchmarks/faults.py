@@ -1,6 +1,6 @@
 """A campaign of kills, broken videos, full disks and broken files against the whole of the project, with fixed seeds.
 
-    python benchmarks/faults.py [--budget 30m] [--only kills mutants ...] [--short]
+    python benchmarks/faults.py [--budget 30m] [--only kills mutants ...] [--short] [--again]
 
 What was tried is counted in results/benchmarks/faults.json and .md, batch by batch: the next run goes on where this one
 stopped. benchmarks/victim.py is what the faults are done to. It begins with a fault that is planted, and must be found.
@@ -356,9 +356,10 @@ def run(targets: dict[str, int], budget: float, target: Path) -> dict:
             name = min(done, key=done.get)
             if done[name] >= 1:
                 break
-            its = counted.setdefault(name, {"batches": 0, "tried": 0, "faults": [], "told": {}})
+            its = counted.setdefault(name, {"batches": 0, "tried": 0, "faults": [], "mended": [], "told": {}})
             tried, faults, *told = FAMILIES[name](places, its["batches"])
-            its |= {"batches": its["batches"] + 1, "tried": its["tried"] + tried, "faults": its["faults"] + faults}
+            its["faults"] += [{"batch": its["batches"], "what": fault} for fault in faults]
+            its |= {"batches": its["batches"] + 1, "tried": its["tried"] + tried}
             for what, count in (told[0] if told else {}).items():
                 its["told"][what] = its["told"].get(what, 0) + count
             write_json(target, document)
@@ -367,16 +368,38 @@ def run(targets: dict[str, int], budget: float, target: Path) -> dict:
     return document
 
 
+def run_again(target: Path) -> dict:
+    """The batches that had faults, once more: those whose faults are gone are noted as mended."""
+    document = read_json(target)
+    with tempfile.TemporaryDirectory() as folder:
+        places = Places(Path(folder).resolve())
+        for name, its in document["families"].items():
+            for batch in sorted({fault["batch"] for fault in its["faults"]}):
+                _, faults, *_ = FAMILIES[name](places, batch)
+                print(f"{name}, batch {batch}, again: faults {len(faults)}", *faults, sep="\n    ", flush=True)
+                before = [fault for fault in its["faults"] if fault["batch"] == batch]
+                its["faults"] = [fault for fault in its["faults"] if fault["batch"] != batch]
+                its["mended" if not faults else "faults"] += [fault | {"commit": commit(ROOT)} for fault in before]
+                write_json(target, document)
+    return document
+
+
 def page(document: dict) -> str:
     """The campaign as a Markdown page."""
     intro = (f"Measured on {hardware_line(document['environment'])}; code: {', '.join(document['commits'])}. A planted "
              f"fault was seen in {document['planted']} of 20 kills. `make faults` goes on with the campaign.")
-    lines = ["# Faults", "", intro, "", "| what | tried | as it must be | |", "| --- | --- | --- | --- |"]
+    lines = ["# Faults", "", intro, "", "| what | tried | at once as it must be | faults found, mended, tried again | "
+             "faults left | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
     for name, its in document["families"].items():
         told = ", ".join(f"{count} {what}" for what, count in its["told"].items())
-        lines.append(f"| {TITLES[name]} | {its['tried']} | {its['tried'] - len(its['faults'])} | {told} |")
-    faults = [f"- {fault}" for its in document["families"].values() for fault in its["faults"]]
-    return "\n".join([*lines, "", *faults]).rstrip() + "\n"
+        mended, left = len(its["mended"]), len(its["faults"])
+        lines.append(f"| {TITLES[name]} | {its['tried']} | {its['tried'] - mended - left} | {mended} | {left} | {told} |")
+    for state, heading in (("faults", "Left"), ("mended", "Found and mended")):
+        there = [(name, fault) for name, its in document["families"].items() for fault in its[state]]
+        lines += ["", f"## {heading}", ""] if there else []
+        lines += [f"- {name}, batch {fault['batch']}: {' '.join(fault['what'].split())}"
+                  + (f" (right at {fault['commit']})" if state == "mended" else "") for name, fault in there]
+    return "\n".join(lines) + "\n"
 
 
 def seconds_of(text: str) -> float:
@@ -390,6 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=seconds_of, default=os.environ.get("BUDGET") or "30m", help="such as 30m")
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=[*FAMILIES])
     parser.add_argument("--short", action="store_true", help="a few of each, of some stages, in less than a minute")
+    parser.add_argument("--again", action="store_true", help="the batches that had faults, once more")
     parser.add_argument("--out", type=Path, default=RESULTS / "benchmarks" / "faults.json")
     asked = parser.parse_args(arguments)
     targets = SHORT if asked.short else TARGETS
@@ -400,7 +424,10 @@ def main(arguments: list[str] | None = None) -> None:
         global KILLS
         KILLS, mutants.BATCH = 4, SHORT["mutants"]
         victim.STAGES = {name: victim.STAGES[name] for name in SHORT_STAGES}
-    document = run({name: targets[name] for name in asked.only}, asked.budget, asked.out)
+    if asked.again:
+        document = run_again(asked.out)
+    else:
+        document = run({name: targets[name] for name in asked.only}, asked.budget, asked.out)
     asked.out.with_suffix(".md").write_text(page(document), encoding="utf-8")
     print(f"written: {shown(asked.out)}")
 

@@ -393,7 +393,8 @@ def page(document: dict) -> str:
     for name, its in document["families"].items():
         told = ", ".join(f"{count} {what}" for what, count in its["told"].items())
         mended, left = len(its["mended"]), len(its["faults"])
-        lines.append(f"| {TITLES[name]} | {its['tried']} | {its['tried'] - mended - left} | {mended} | {left} | {told} |")
+        lines.append(f"| {TITLES[name]} | {its['tried']} | {its['tried'] - mended - left} | {mended} | {left} "
+                     f"| {told} |")
     for state, heading in (("faults", "Left"), ("mended", "Found and mended")):
         there = [(name, fault) for name, its in document["families"].items() for fault in its[state]]
         lines += ["", f"## {heading}", ""] if there else []

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from classical.descriptors import FAMILIES
 from conftest import REAL_CLIPS
 from files import file_hash, read_json, update_json, write_json
 from videos.decoding import VideoError
-from videos.library import open_data
+from videos.library import VideoData, open_data
 from videos.splits import group_folds
 
 
@@ -238,3 +239,22 @@ def test_a_model_that_fits_a_tree_for_each_class_is_left_out_of_many_and_told(ca
     assert classifiers.suited(3) == list(classifiers.MODELS) and capsys.readouterr().out == ""
     assert set(classifiers.MODELS) - set(classifiers.suited(101)) == {"gradient_boosting"}
     assert "gradient boosting" in capsys.readouterr().out
+
+
+def test_the_answers_of_many_classes_are_the_svms_own_and_are_kept_so():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(24), 6)
+    centres = rng.normal(size=(24, 30))
+    x = centres[labels] + 0.3 * rng.normal(size=(len(labels), 30))
+    names = [f"c{label:02d}" for label in labels]
+    table = pd.DataFrame({"label": names, "group": [f"g{number % 6}" for number in range(len(labels))],
+                          "clip_path": [f"/{name}/{number}.avi" for number, name in enumerate(names)]})
+    data = VideoData("many", Path(), {name: number for number, name in enumerate(sorted({*names}))}, {},
+                     {"groups_named": True}, Path())
+    spec = classifiers.MODELS["linear_svm"]
+    model = classifiers.fit(spec, {"classify__C": 1.0, "scale": "passthrough"}, x, table, data, 0)
+    seen = centres[labels] + 0.6 * rng.normal(size=(len(labels), 30))
+    svm = model.calibrated_classifiers_[0].estimator
+    assert model.predict(seen).tolist() == svm.predict(seen).tolist() and model.score(seen, labels) > 0.9
+    assert model.predict_proba(seen).sum(axis=1) == pytest.approx(1)
+    again = skops.io.loads(skops.io.dumps(model), trusted=classifiers.TRUSTED)
+    assert np.array_equal(again.predict_proba(seen), model.predict_proba(seen))

@@ -215,7 +215,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, repeats: int = 2000, seed
     (McNemar 1947) takes clips as independent. Tables of other clips or labels are a ValueError.
     """
     clips, right, other = _aligned(first, second)
-    clips = clips.assign(gain=right.astype(int) - other, clips=1)
+    clips = clips[["label", "group"]].assign(gain=right.astype(int) - other, clips=1)
     gains, sizes = _group_sums(clips.groupby(["label", "group"])[["gain", "clips"]].sum(), repeats, seed).T
     b, c = int((right & ~other).sum()), int((~right & other).sum())
     test = contingency_tables.mcnemar([[0, b], [c, 0]], exact=True)  # it reads only where the models differ

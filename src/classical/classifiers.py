@@ -179,9 +179,10 @@ def load_or_fit(name: str, data: VideoData, seed: int = 42, cache: Path = CACHE)
 def _asked(model: ClassicalModel) -> dict:
     spec, data = MODELS[model.name], model.data
     encoder = {"encoder": ENCODER} if "cells" in spec.inputs else {}
-    search = hashlib.sha256(f"{spec.build(model.seed)!r} {spec.grid} {spec.calibrated}".encode()).hexdigest()[:12]
+    search = f"{spec.build(model.seed)!r} {spec.grid} {calibration(spec, data)}"
     return {"model": model.name, "dataset": data.name, "classes": data.classes, "split": data.split["sha256"],
-            "seed": model.seed, "search": search, "scikit-learn": sklearn.__version__, **encoder,
+            "seed": model.seed, "search": hashlib.sha256(search.encode()).hexdigest()[:12],
+            "scikit-learn": sklearn.__version__, **encoder,
             **{f"descriptors.{key}": value for key, value in descriptors.settings().items()}}
 
 
@@ -224,6 +225,11 @@ def model_input(name: str, table: pd.DataFrame, root: Path, cache: Path) -> np.n
 
 
 @threadpool_limits.wrap(limits=1)  # with two threads on two busy cores the same took 9 to 27 times as long
+def calibration(spec: ModelSpec, data: VideoData) -> str | None:
+    """How a model's scores become probabilities (see `fit`); None where they are."""
+    return ("sigmoid" if len(data.class_map) <= MANY else "temperature") if spec.calibrated else None
+
+
 def fit(spec: ModelSpec, parameters: dict, x: np.ndarray, table: pd.DataFrame, data: VideoData,
         seed: int) -> BaseEstimator:
     """A model with these parameters, fitted to all rows.
@@ -239,8 +245,7 @@ def fit(spec: ModelSpec, parameters: dict, x: np.ndarray, table: pd.DataFrame, d
     model = spec.build(seed).set_params(**{name: clone(value, safe=False) for name, value in parameters.items()})
     if spec.calibrated:
         splits, _ = group_folds(table, FOLDS, data.split["groups_named"], seed)
-        method = "sigmoid" if len(data.class_map) <= MANY else "temperature"
-        model = CalibratedClassifierCV(model, method=method, cv=splits, ensemble=False)
+        model = CalibratedClassifierCV(model, method=calibration(spec, data), cv=splits, ensemble=False)
     return model.fit(x, table["label"].map(data.class_map).to_numpy())
 
 

@@ -352,7 +352,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """A prediction table; names stay text, also where they look like numbers."""
     import pandas as pd  # takes longer than all else here
 
-    return pd.read_csv(path, dtype={"group": str, "label": str, "predicted": str}, keep_default_na=False)
+    table = pd.read_csv(path, dtype={"group": str, "label": str, "predicted": str}, keep_default_na=False)
+    return table.copy()  # in few blocks: a hundred columns of their own are slow, and pandas warns of them
 
 
 def save_array(path: str | Path, values) -> None:

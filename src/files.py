@@ -91,7 +91,7 @@ class ModelFiles:
         write_csv(path, table)
         tables = read_json(self.stats).get("tables", {})
         update_json(self.stats, tables={**tables, path.stem: [self.sha256, *map(_hash_of, (path, *beside))]})
-        return table
+        return read_predictions(path)  # the same now and later
 
 
 class ResultFiles(ModelFiles):

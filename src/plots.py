@@ -191,9 +191,11 @@ def confusion_heatmap(matrix: np.ndarray, classes: list[str], title: str, ax: Ax
     many, names = len(classes) > MANY, [drawn(name) for name in classes]
     if many:
         order = _clustered(matrix)
-        matrix, names, title = matrix[np.ix_(order, order)], [names[its] for its in order], f"{title}, clustered"
+        matrix, names = matrix[np.ix_(order, order)], [names[its] for its in order]
         if ax.get_window_extent().height / ax.figure.dpi < 0.09 * len(names):
             names = [""] * len(names)
+        else:
+            title = f"{title}, clustered"
     side_by_side = len(names) <= 4 and sum(map(columns, names)) <= 32
     ConfusionMatrixDisplay(matrix, display_labels=names).plot(
         include_values=not many, cmap="Blues", ax=ax, colorbar=many,

@@ -17,6 +17,7 @@ import optuna
 import pandas as pd
 import psutil
 import pytest
+import sqlalchemy
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ import tune
 from config import Recipe, get_recipe
 from data_loader import make_loader
 from features import Activations
+from files import NotWritten
 from models import FrameModel, InflatedEfficientNet
 from studies import tuning
 from studies.tuning import best_recipe, compare, cross_validate, run_study, train_head, trials_table
@@ -506,3 +508,12 @@ def test_command_line_names_a_missing_data_set(monkeypatch):
     monkeypatch.setenv("DATASET", "nowhere")
     with pytest.raises(SystemExit, match="error: DATASET=nowhere"):
         tune.main(["--kind", "2d"])
+
+
+def test_a_database_that_finds_no_room_is_one_clear_line(tmp_path):
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/2d.db")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("create table notes (text)"))
+        connection.execute(sqlalchemy.text("pragma max_page_count = 4"))  # as a full disk
+        with pytest.raises(NotWritten, match=r"2d\.db: not written, the disk is full: make room there"):
+            connection.execute(sqlalchemy.text("insert into notes values (zeroblob(1000000))"))

@@ -28,6 +28,7 @@ def child(work: Callable[[], None], log: Path) -> int:
         work()
         status = 0
     except BaseException:
+        sys.stdout.flush()  # what was said before the error stands before it
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -358,7 +358,8 @@ def run(targets: dict[str, int], budget: float, target: Path) -> dict:
                 break
             its = counted.setdefault(name, {"batches": 0, "tried": 0, "faults": [], "mended": [], "told": {}})
             tried, faults, *told = FAMILIES[name](places, its["batches"])
-            its["faults"] += [{"batch": its["batches"], "what": fault} for fault in faults]
+            its["faults"] += [{"batch": its["batches"], "what": fault.replace(f"{places.folder}/", "")}
+                              for fault in faults]
             its |= {"batches": its["batches"] + 1, "tried": its["tried"] + tried}
             for what, count in (told[0] if told else {}).items():
                 its["told"][what] = its["told"].get(what, 0) + count

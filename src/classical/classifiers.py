@@ -224,12 +224,12 @@ def model_input(name: str, table: pd.DataFrame, root: Path, cache: Path) -> np.n
     return np.hstack([values.reshape(len(table), -1) for values in described.values()])
 
 
-@threadpool_limits.wrap(limits=1)  # with two threads on two busy cores the same took 9 to 27 times as long
 def calibration(spec: ModelSpec, data: VideoData) -> str | None:
     """How a model's scores become probabilities (see `fit`); None where they are."""
     return ("sigmoid" if len(data.class_map) <= MANY else "temperature") if spec.calibrated else None
 
 
+@threadpool_limits.wrap(limits=1)  # with two threads on two busy cores the same took 9 to 27 times as long
 def fit(spec: ModelSpec, parameters: dict, x: np.ndarray, table: pd.DataFrame, data: VideoData,
         seed: int) -> BaseEstimator:
     """A model with these parameters, fitted to all rows.

@@ -16,7 +16,7 @@ READY_CLUSTER := $(VENV)/.ready-cluster
 
 # Names go to the commands by the environment, as they were written: a $ in them is no variable, a blank no end.
 NAMES := DATASET NAME WEIGHTS BACKBONE RECIPE SPLIT CLASSES SEED FOLDS SEEDS TRIALS STORAGE CACHE_GB FROM MODE DATA CLIPS \
-         SKIP_BROKEN ONE_FRAME VIDEO MODEL BUDGET
+         SKIP_BROKEN ONE_FRAME VIDEO MODEL BUDGET RAY CACHE
 $(foreach name,$(NAMES),$(if $(filter undefined,$(origin $(name))),,$(eval override $(name) := $$(value $(name)))))
 export $(NAMES)
 # threads that wait leave the cores to others

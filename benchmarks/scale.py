@@ -1,10 +1,11 @@
 """What features cost per clip, what a cluster adds to it, and what that makes of larger data sets.
 
-    python benchmarks/scale.py [--clips DIR] [--count 260] [--only costs nodes simulated]
+    python benchmarks/scale.py [--clips DIR] [--count 260] [--only costs nodes training simulated]
 
 `nodes` starts a Ray cluster of two nodes with a core each on this machine, compares it with one process, and kills one
-of them half-way. `simulated` hands 100,000 clips to two workers, in which decoding and trunk are a thousandth of what
-they take. Writes results/benchmarks/scale.json and docs/scale.md.
+of them half-way. `training` trains the last stage on it, and in one process. `simulated` hands 100,000 clips to two
+workers, in which decoding and trunk are a thousandth of what they take. Writes results/benchmarks/scale.json and
+docs/scale.md.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Timer
 
@@ -35,6 +36,7 @@ from videos.library import open_data
 
 SIMULATED, SCALE = 100_000, 1000
 SOME = 12  # clips by which costs are measured
+TRAINED = 48  # clips that a stage is trained on
 DATA_SETS = {  # clips, frames of one (25 or 30 per second), MB of one, as their authors publish them
     "UCF-101": (13_320, 186, 0.52), "HMDB51": (6_766, 94, 0.31), "Kinetics-400": (240_000, 300, 1.8),
     "Something-Something V2": (220_847, 46, 0.09)}
@@ -121,6 +123,32 @@ def measure_nodes(clips: str, count: int) -> dict:
     return found
 
 
+def measure_training(clips: str, count: int) -> dict:
+    """The last stage of the 3D-CNN trained on TRAINED clips in one process with one thread, and in two nodes: seconds
+    of an epoch, and how far the losses are apart."""
+    torch.set_num_threads(1)
+    limit_threads(0)
+    found, losses = {}, {}
+    for how in ("one process", "two nodes"):
+        with tempfile.TemporaryDirectory() as folder, two_nodes() if how == "two nodes" else nullcontext() as nodes:
+            if nodes:
+                os.environ["RAY"] = nodes.address
+            data = open_data(clips, "group", results=Path(folder, "results"), cache=Path(folder, "facts"))
+            recipe = get_recipe("recommended", "3d", modality="rgb", trained="stage", cache="none", epochs=3)
+            experiment = untrained(data, recipe, "packaged", seed=0, device="cpu", cache=Path(folder))
+            train_ds = experiment.dataset("train", train=True)
+            train_ds.data = train_ds.data.groupby("label").head(TRAINED // len(data.classes)).reset_index(drop=True)
+            loader, started = experiment.loader(train_ds), time.perf_counter()
+            loader.num_workers = 0
+            training = experiment.fit(experiment.training(len(train_ds), until=recipe.epochs), loader, None)
+            os.environ.pop("RAY", None)
+            losses[how] = training.history["train_losses"]
+            found[how] = {"epoch_s": training.seconds / recipe.epochs, "clips": len(train_ds),
+                          "total_s": time.perf_counter() - started}
+    apart = np.abs(np.subtract(*losses.values())).max()
+    return {**found, "losses": losses["one process"], "apart": float(apart)}
+
+
 def timed(experiment: Experiment, asked: list, cache: Path) -> float:
     """Seconds of computing activations."""
     started = time.perf_counter()
@@ -170,7 +198,7 @@ def hours(clips: int, decode_ms: float, trunk_ms: float, workers: int, overhead_
 def page(document: dict) -> str:
     """docs/scale.md."""
     measured, lines = document["measured"], []
-    costs, nodes, simulated = (measured.get(name, {}) for name in ("costs", "nodes", "simulated"))
+    costs, nodes, training, simulated = (measured.get(name, {}) for name in TASKS)
     lines += ["# Beyond one machine", "", INTRO, "", f"Hardware: {hardware_line(document['environment'])}.", ""]
     if costs:
         lines += ["## What a clip costs (measured, one core)", "",
@@ -186,6 +214,14 @@ def page(document: dict) -> str:
                   "| --- | ---: | ---: | ---: | --- |"]
         lines += [f"| {how} | {its['clips']} | {its['seconds']:.1f} | {its['clips_per_s']:.2f} | "
                   f"{'yes' if its['equal'] else 'NO'} |" for how, its in nodes.items() if how != "commit"] + [""]
+    if training:
+        lines += ["## Training the last stage on two nodes (measured)", "",
+                  "The packaged 3D-CNN on RGB frames, three epochs, every batch shared by two processes with a core "
+                  "each (DistributedDataParallel, gloo), beside one process with one thread. The losses are at "
+                  f"most {training['apart']:.1e} apart ({', '.join(f'{its:.4f}' for its in training['losses'])}).", "",
+                  "| | clips | seconds of an epoch | of all, start included |", "| --- | ---: | ---: | ---: |"]
+        lines += [f"| {how} | {training[how]['clips']} | {training[how]['epoch_s']:.1f} | "
+                  f"{training[how]['total_s']:.1f} |" for how in ("one process", "two nodes")] + [""]
     if simulated:
         memory = simulated["driver_mib"]
         lines += [f"## {simulated['clips']:,} clips (simulated)", "",
@@ -224,10 +260,22 @@ machine's cores as workers, `RAY=auto` the cluster that this machine belongs to,
 (`pip install -r requirements-cluster.txt -c constraints.txt` first). What is kept goes to the same cache by the same
 names, so that a study that was begun on a laptop goes on in a cluster, and back. Clips, results and cache need the same
 paths on every machine: a shared folder. A machine that dies costs what was in work there; a clip that can't be decoded
-is named at the end, and the others are kept. This page is written by `python benchmarks/scale.py`; each section says
+is named at the end, and the others are kept.
+
+Where a recipe trains stages of the network (`trained="stage"` or `"all"`), the same variable shares every batch out to
+the cluster's processes, one on each GPU or on each core (Ray Train, PyTorch's DistributedDataParallel). A batch passes
+through the stages in micro-batches (`Recipe.micro_batch`), whose gradients add up; what is drawn (views, augmentation,
+dropout) belongs to the batch and to the clip, and the standardised features are those of the whole batch. So the result
+does not depend on the number of processes, to within rounding; an interrupted training goes on in another number of
+them, or in none. A BatchNorm layer that is trained sees one micro-batch, in a single process too; its running
+statistics become the mean over the micro-batches: it decides by `micro_batch`, not by the number of processes. Starting
+the processes takes half a minute or more, which pays where an epoch takes minutes.
+
+This page is written by `python benchmarks/scale.py`; each section says
 whether it is measured, simulated or computed."""
 
-TASKS = {"costs": measure_costs, "nodes": measure_nodes, "simulated": measure_simulated}
+TASKS = {"costs": measure_costs, "nodes": measure_nodes, "training": measure_training,
+         "simulated": measure_simulated}
 
 
 def main() -> None:

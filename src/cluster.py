@@ -10,10 +10,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread, current_thread, main_thread
+
+from config import CACHE
 
 AHEAD = 2  # chunks of items that each worker has at a time, so that it never waits for the next
 MOST_ON_GPU = 4  # workers that have a GPU in common
@@ -93,6 +99,112 @@ def shared_out(work: Callable, items: Sequence, address: str, gpu: bool = False,
     finally:
         for worker in crew:
             ray.kill(worker)
+
+
+def in_step(work: Callable, address: str, most: int, report: Callable[[str], None]) -> None:
+    """`work` in several processes of a cluster at once, which know each other by torch.distributed: one on each GPU, by
+    NCCL; where there is none, one on each core, by gloo.
+
+    When one of them dies, all start again, as many as there is room for then: `work` goes on from what it has saved.
+
+    Args:
+        work: what is picklable and called with a process's device, its cores, and where its lines go.
+        address: as `asked_cluster` gives it.
+        most: processes that have something to do.
+        report: told the lines of the first process.
+
+    Raises:
+        ValueError: as `connected`.
+        Exception: what `work` raises; or the cluster's, where processes died DEATHS times with nothing new told.
+    """
+    ray = connected(address)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # a minute is short on busy machines
+    from ray.train import TrainingFailedError
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    lines, told, deaths = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), set(), 0
+
+    def tell() -> None:
+        while (line := lines.get()) is not None:
+            told.add(line)
+            report(line)
+
+    teller = Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        while deaths < DEATHS:
+            before = len(told)
+            try:
+                with _interruptible():
+                    _trainer(ray, work, lines, most).fit()
+                return
+            except TrainingFailedError as error:
+                own = [its for its in getattr(error, "worker_failures", {}).values() if not _of_the_cluster(its)]
+                if own:
+                    raise own[0] from None
+                deaths, failed = deaths + 1 if len(told) == before else 1, error
+        raise failed
+    finally:
+        lines.put(None)
+        teller.join()
+        lines.shutdown()
+        shutil.rmtree(CACHE / "ray", ignore_errors=True)  # what Ray Train notes of it; the state is elsewhere
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes over what an interrupt does: it ends the processes, and then this one. Here it ends what waits
+    for them, and is as it was afterwards."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def _trainer(ray, work: Callable, lines: object, most: int) -> object:
+    """Ray Train's, of as many processes as there is room for."""
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    there = ray.cluster_resources()
+    gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+    share = max(cores // gpus, 1) if gpus else 1
+    return TorchTrainer(
+        _Step(work, lines, share),
+        scaling_config=ScalingConfig(num_workers=(1, max(min(most, gpus or cores), 1)), use_gpu=gpus > 0,
+                                     resources_per_worker={"CPU": share}),
+        run_config=RunConfig(storage_path=str(CACHE / "ray"), logging_config=LoggingConfig("ERROR")))
+
+
+def _of_the_cluster(error: Exception) -> bool:
+    """Whether a process died, or waited for one that did, rather than did something wrong."""
+    from torch.distributed import DistError
+
+    of_ray = type(error).__module__.startswith("ray.")
+    return of_ray or type(error) is RuntimeError or isinstance(error, DistError)
+
+
+class _Step:
+    """What each process of a trainer does."""
+
+    def __init__(self, work: Callable, lines: object, cores: int):
+        self.work, self.lines, self.cores = work, lines, cores
+
+    def __call__(self) -> None:
+        import cv2
+        import torch
+        from ray import train
+
+        torch.set_num_threads(self.cores)
+        cv2.setNumThreads(0)
+        first = train.get_context().get_world_rank() == 0
+        self.work(train.torch.get_device(), self.cores, self.lines.put if first else lambda line: None)
 
 
 class _Flights:

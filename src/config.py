@@ -209,7 +209,7 @@ CONCERNS = {
     "transforms": ("preprocessing", "framing", "size", "augmentation"),
     "network": ("trained", "depth", "grid", "pooling", "standardize", "dropout", "frozen_batchnorm"),
     "optimisation": ("optimizer", "lr", "weight_decay", "schedule", "batch_size", "label_smoothing", "epochs",
-                     "patience", "tolerance", "monitor"),
+                     "micro_batch", "patience", "tolerance", "monitor"),
     "frozen part": ("cache", "precision", "engine"),
 }
 
@@ -235,8 +235,8 @@ class Recipe:
         shift, as in the linear probes of He et al. 2022).
     cache: what is computed once and kept: `activations` (of the frozen trunk, for each of `train_views` augmented
         views of a training clip) or `none` (every clip is decoded in every epoch).
-    precision: of the frozen trunk where its activations are kept: `float32`, `bfloat16`, or `auto`, which follows the
-        hardware (see `deployed.FrozenTrunk`).
+    precision: of the frozen trunk where its activations are kept, and of stages that are trained on CUDA: `float32`,
+        `bfloat16`, or `auto`, which follows the hardware (see `engines.choose_precision`).
     engine: that computes those activations: `torch`, `openvino`, or `auto` (see `engines.choose_engine`).
     preprocessing: `weights` (what the weights were trained with) or `seed` (224, ImageNet statistics).
     framing: `preset` (resized and cropped as the weights' transform does) or `whole`: the whole frame is squeezed into
@@ -251,6 +251,8 @@ class Recipe:
     patience, tolerance: as `utils.EarlyStopping`.
     monitor: whether the epoch that is kept is told by the validation `loss` or by the validation `accuracy`, the
         seed's way, which is coarse where there are few validation clips (see `utils.Training`).
+    micro_batch: clips that pass through the network's own stages at once, where these are trained: what a device has
+        memory for; it decides results only where BatchNorm is trained, which sees so many clips (see `data_parallel`).
     test_clips: clips per video whose probabilities are averaged in the test.
     """
 
@@ -287,6 +289,7 @@ class Recipe:
     tolerance: float = 0.03
     monitor: str = "loss"
     batch_size: int = 32
+    micro_batch: int = 4
     test_clips: int = 3
 
     def resolved(self, backbone: str) -> Recipe:

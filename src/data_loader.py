@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from machine import cores
+from machine import cores, team
 from sampling import FrameSampler, stretched
 from transforms import apply_transform, channels_first
 from videos.decoding import VideoInfo, read_frames
@@ -227,17 +227,74 @@ def stacked(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torc
     return torch.stack(tensors), torch.tensor(labels)
 
 
-def make_loader(dataset: Dataset, batch_size: int, shuffle: bool = False, num_workers: int | None = None,
-                collate: Callable = stacked, device: str | torch.device = "cpu") -> DataLoader:
+def make_loader(dataset: Dataset, batch_size: int = 1, shuffle: bool = False, num_workers: int | None = None,
+                collate: Callable = stacked, device: str | torch.device = "cpu",
+                batches: Sampler | None = None) -> DataLoader:
     """A DataLoader whose workers don't fight over cores; shuffling and their seeds come from torch's generator.
+
+    `batches` gives the indices of each batch, instead of `batch_size` and `shuffle`.
 
     `num_workers` None takes one process fewer than there are cores; four at most where `device`, on which the network
     runs, is the CPU, which needs them itself.
     """
     if num_workers is None:
         num_workers = min(max(cores() - 1, 1), 4 if torch.device(device).type == "cpu" else MOST_WORKERS)
-    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers, collate_fn=collate,
+    return DataLoader(dataset, batch_size, shuffle, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,
                       worker_init_fn=start_worker, pin_memory=torch.cuda.is_available())
+
+
+class DrawnClips(Dataset):
+    """A data set whose random draws belong to the clip: asked for (index, key, whether it is wanted), it gives the clip
+    drawn with that key, or None, and its label."""
+
+    def __init__(self, dataset: Dataset, labels: Sequence[int]):
+        self.dataset, self.labels = dataset, labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, asked: tuple[int, int, bool]) -> tuple[torch.Tensor | None, int]:
+        index, key, wanted = asked
+        if not wanted:
+            return None, self.labels[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key)
+            return self.dataset[index][0], self.labels[index]
+
+
+class SharedBatches(Sampler):
+    """Batches for `DrawnClips`; of several processes that train together (`machine.team`) each wants the clips of its
+    own micro-batches alone, those number `rank`, `rank + count` and so on of a batch.
+
+    Order and keys are drawn anew each time, with one number from torch's generator, so that all have the same.
+    """
+
+    def __init__(self, clips: int, batch_size: int, micro_batch: int, shuffle: bool):
+        self.clips, self.batch_size, self.micro_batch, self.shuffle = clips, batch_size, micro_batch, shuffle
+
+    def __len__(self) -> int:
+        return math.ceil(self.clips / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
+        drawn, (rank, count) = np.random.default_rng(int(torch.randint(2**62, ()))), team()
+        keys = drawn.integers(2**62, size=self.clips)
+        order = drawn.permutation(self.clips) if self.shuffle else np.arange(self.clips)
+        for batch in np.split(order, range(self.batch_size, self.clips, self.batch_size)):
+            whose = np.arange(len(batch)) // self.micro_batch % count
+            yield [(int(index), int(keys[index]), bool(its == rank)) for index, its in zip(batch, whose, strict=True)]
+
+
+def own_stacked(samples: list[tuple[torch.Tensor | None, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A process's clips of a batch, (n, ...), none of which may be its own, and the labels of the whole batch, (B,)."""
+    own = [clip for clip, _ in samples if clip is not None]
+    return torch.stack(own) if own else torch.empty(0), torch.tensor([label for _, label in samples])
+
+
+def shared_loader(dataset: Dataset, labels: Sequence[int], batch_size: int, micro_batch: int, shuffle: bool = False,
+                  num_workers: int | None = None, device: str | torch.device = "cpu") -> DataLoader:
+    """A loader of `SharedBatches`; `num_workers` and `device` as `make_loader`."""
+    return make_loader(DrawnClips(dataset, labels), num_workers=num_workers, collate=own_stacked, device=device,
+                       batches=SharedBatches(len(dataset), batch_size, micro_batch, shuffle))
 
 
 def load_dataset(root: str | Path, class_map: dict[str, int] | None = None) -> tuple[list[str], np.ndarray, dict]:

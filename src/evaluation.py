@@ -22,7 +22,7 @@ from machine import computes_bfloat16, memory_mb
 from metrics import classification_metrics, negative_log_likelihood
 from models import ARCHITECTURE, weights_file
 from transforms import apply_transform
-from utils import Training, fit
+from utils import Training
 from videos.decoding import read_frames
 from videos.library import VideoData
 
@@ -117,7 +117,7 @@ def train_on(experiment: Experiment, parts: list[str], last: Path, until: int | 
     clips = [experiment.dataset(part, train=True) for part in parts]
     validation = None if until else experiment.loader(experiment.dataset("val"))
     training = experiment.training(sum(map(len, clips)), until, last=last, report=None)
-    return fit(training, experiment.loader(*clips), validation, experiment.criterion(), experiment.device)
+    return experiment.fit(training, experiment.loader(*clips), validation)
 
 
 def _compute_activations(experiment: Experiment, recipe: Recipe) -> None:
@@ -168,7 +168,7 @@ def _repeat(experiment: Experiment, seed: int) -> pd.DataFrame:
     again.request = {"again": experiment.files.sha256, "seed": seed}
     last = experiment.files.last.with_name(f"last_{experiment.files.repeated(seed).stem}.pth")
     training = again.training(len(train_ds), seed=seed, last=last, report=None)
-    fit(training, *loaders, again.criterion(), again.device)
+    again.fit(training, *loaders)
     print(f"seed {seed}: {len(training.history['val_accs'])} epochs in {training.seconds:.0f} s", flush=True)
     table = predict(again)
     training.last.unlink(missing_ok=True)

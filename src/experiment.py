@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
+from cluster import asked_cluster
 from config import CACHE, DEFAULT_BACKBONE, IMAGENET_MEAN, NETWORKS, PACKAGED, Recipe, get_recipe, register, title_of
-from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader
+from data_loader import ClipViews, VideoDataset2D, VideoDataset3D, make_loader, shared_loader
+from data_parallel import fit_in_cluster, trained_part
 from deployed import Deployed, FrozenTrunk
 from engines import choose_engine, choose_precision
 from features import Activations, trunk_activations
@@ -143,12 +145,16 @@ class Experiment:
         computed first, once; not `summarized`, batches are of these, for the model's head.
         """
         started = time.perf_counter()
-        train = datasets[0].train
-        if not self.keeps_activations:
-            return self._batches(ConcatDataset(datasets), shuffle=train)
-        kept = self.activations(*datasets, view="random" if train else self.recipe.test_clips // 2)
-        self.feature_seconds += time.perf_counter() - started
-        return self._batches(kept.through(self.model.summary) if summarized else kept, shuffle=train)
+        train, clips = datasets[0].train, ConcatDataset(datasets)
+        if self.keeps_activations:
+            clips = self.activations(*datasets, view="random" if train else self.recipe.test_clips // 2)
+            clips = clips.through(self.model.summary) if summarized else clips
+            self.feature_seconds += time.perf_counter() - started
+        if self.recipe.trained == "head":
+            return self._batches(clips, shuffle=train)
+        labels = [its.label(i) for its in datasets for i in range(len(its))]
+        return shared_loader(clips, labels, self.recipe.batch_size, self.recipe.micro_batch, train, device=self.device,
+                             num_workers=0 if self.keeps_activations else None)
 
     def test_loader(self, dataset: VideoDataset2D) -> DataLoader:
         """Batches of (B, V, ...): all `test_clips` views of each video, for `trained_part`."""
@@ -218,9 +224,8 @@ class Experiment:
         return self.recipe.cache == "activations"
 
     def trained_part(self) -> nn.Module:
-        """What training sees: where the trunk's activations are kept, what follows their summary, else the whole model.
-        """
-        return self.model.tail if self.keeps_activations else self.model
+        """What training sees, as `data_parallel.trained_part`."""
+        return trained_part(self.model, self.recipe)
 
     def deployed(self) -> Deployed:
         """The model as it is tested, and as one would run it."""
@@ -258,6 +263,18 @@ class Experiment:
                             monitor=self.recipe.monitor, **settings)
         training.feature_seconds = self.feature_seconds
         return training
+
+    def fit(self, training: Training, train_loader: DataLoader, val_loader: DataLoader | None) -> Training:
+        """Trains to the last epoch or early stopping; in a cluster first, where RAY asks for it."""
+        self.fit_in_cluster(training, train_loader, val_loader)
+        return fit(training, train_loader, val_loader, self.criterion(), self.device)
+
+    def fit_in_cluster(self, training: Training, train_loader: DataLoader, val_loader: DataLoader | None) -> None:
+        """Where RAY names a cluster and stages of the network are trained, its processes share every batch (see
+        `data_parallel`); `training` then goes on from what they saved, with no epoch left. Else nothing happens."""
+        cluster = asked_cluster()
+        if cluster and self.recipe.trained != "head":
+            fit_in_cluster(training, train_loader, val_loader, self.criterion(), cluster)
 
     def save(self, training: Training) -> None:
         """Writes checkpoint, statistics and sidecar; the sidecar last, since it is what makes a checkpoint count.
@@ -388,7 +405,7 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
         train_ds, val_ds, _ = (experiment.dataset(part, train=part == "train") for part in ("train", "val", "test"))
         train_loader, val_loader = experiment.loader(train_ds), experiment.loader(val_ds)
         training = experiment.training(len(train_ds))
-        experiment.save(fit(training, train_loader, val_loader, experiment.criterion(), experiment.device))
+        experiment.save(experiment.fit(training, train_loader, val_loader))
     return experiment
 
 

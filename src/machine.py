@@ -68,6 +68,13 @@ def accelerator(name: str | torch.device | None = None) -> torch.device:
     return torch.device(name)
 
 
+def team() -> tuple[int, int]:
+    """This process's number among those that train one model together by torch.distributed, and how many they are."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
 def computes_bfloat16(device: str | torch.device) -> bool:
     """Whether the hardware has bfloat16 arithmetic: CUDA that says so; CPUs with AVX512-BF16 or AMX."""
     import torch

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -287,7 +287,7 @@ class VideoModel(nn.Module):
     def _short_cut(self) -> tuple[nn.Module | None, list[nn.Module]]:
         """What nothing that is trained decides between trunk and classifier, and what then replaces all up to the
         pooling's end; None and nothing where a trained layer comes first."""
-        above, pool = self.stages[self.cut:], self.pool[0] if isinstance(self.pool, nn.Sequential) else self.pool
+        above, pool = self.stages[self.cut:], _first(self.pool)
         if any(True for _ in pool.parameters()):
             return None, []
         if not len(above):
@@ -310,8 +310,22 @@ class VideoModel(nn.Module):
         first, behind = self._short_cut()
         if first is None:
             return self.head
+        return self._behind_pooling(behind)
+
+    def parted(self, start: int = 0) -> tuple[Callable, nn.Module]:
+        """What follows the first `start` stages, in two: from what they give to (B, D) features pooled over time, each
+        clip by itself but for BatchNorm; and from these, of a whole batch, to logits."""
+        def features(x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([_first(pool)(above(stream)) for (above, pool, _), stream in
+                              zip(self.branches(start), self.split(x, start), strict=True)], dim=1)
+
+        return features, self._behind_pooling()
+
+    def _behind_pooling(self, first: Sequence[nn.Module] = ()) -> nn.Module:
+        """From features pooled over time, or from what `first` makes into them, to logits; two streams' lie side by
+        side."""
         pairs = [(self.still_pool, self.still_classifier)] if self.stills else []
-        tails = [nn.Sequential(*behind, *(pool[1:] if isinstance(pool, nn.Sequential) else ()), *classifier)
+        tails = [nn.Sequential(*first, *(pool[1:] if isinstance(pool, nn.Sequential) else ()), *classifier)
                  for pool, classifier in (*pairs, (self.pool, self.classifier))]
         if not self.stills:
             return tails[0]
@@ -364,6 +378,11 @@ class VideoModel(nn.Module):
         if not self.update_frozen_batchnorm:
             self.trunk.eval()
         return self
+
+
+def _first(pool: nn.Module) -> TemporalPool:
+    """The pooling, without what standardises its features."""
+    return pool[0] if isinstance(pool, nn.Sequential) else pool
 
 
 class Dropout(nn.Dropout):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from config import Recipe
 from files import read_sealed, write_sealed
+from machine import team
 
 LINES = 12  # about, that a training prints
 HISTORY = ("train_losses", "train_accs", "val_losses", "val_accs")
@@ -241,7 +242,7 @@ class Training:
             self.stopping(val_loss)
             if self._is_best(epoch):
                 self.best, self.best_epoch = _copied(self.model.state_dict()), epoch
-        if self.last:
+        if self.last and team()[0] == 0:
             write_sealed(self.last, torch_bytes(self._state()))
         self._tell(epoch)
 
@@ -282,19 +283,23 @@ class Training:
         self.seconds += state["seconds"]
         self.feature_seconds += state["feature_seconds"]
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self.report(f"going on after epoch {len(self.history['val_accs'])} of an interrupted training")
+        for device, drawn in enumerate(state["cuda_rng"][:torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(drawn, device)
+        self.report(f"going on after epoch {len(self.history['val_accs'])} of this training")
 
 
 def fit(training: Training, train_loader: DataLoader, val_loader: DataLoader | None, criterion: Callable,
-        device: str | torch.device) -> Training:
-    """Trains to the last epoch or early stopping; without a validation loader its losses and accuracies are NaN."""
+        device: str | torch.device, model: nn.Module | None = None) -> Training:
+    """Trains to the last epoch or early stopping; without a validation loader its losses and accuracies are NaN.
+
+    `model` is what runs, where that is not the training's own: one that wraps it.
+    """
+    model = training.model if model is None else model
     for _ in training:
-        train = train_one_epoch(training.model, train_loader, training.optimizer, criterion, device, training.scheduler)
+        train = train_one_epoch(model, train_loader, training.optimizer, criterion, device, training.scheduler)
         val = (math.nan, math.nan)
         if val_loader is not None:
-            val = eval_one_epoch(training.model, val_loader, criterion, device)
+            val = eval_one_epoch(model, val_loader, criterion, device)
         training.record(*train, *val)
     return training
 

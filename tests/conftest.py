@@ -19,6 +19,10 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a first call imports what the others have
+settings.load_profile("untimed")
 
 REAL_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "ucf101"
 

@@ -199,7 +199,7 @@ def test_workers_draw_reproducibly_and_differently(tiny_dataset, class_map):
     assert not torch.equal(epoch(1), epoch(2))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(1, 4))
 def test_views_depend_on_seed_and_clip_alone(tiny_dataset, views):
     data = VideoDataset3D(tiny_dataset / "splits" / "val.csv", tiny_dataset, {"PullUps": 0, "Punch": 1, "PushUps": 2},

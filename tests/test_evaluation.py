@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score
 import evaluation
 import utils
 from config import get_recipe
-from experiment import load_or_train, untrained
+from experiment import Experiment, load_or_train, untrained
 from files import read_json, read_predictions, write_json
 from videos.library import open_data
 
@@ -75,7 +75,7 @@ def test_other_seeds_are_trained_once_and_leave_the_model_alone(trained, monkeyp
     for seed in (1, 2):
         table = read_predictions(files.repeated(seed))
         assert table["clip_path"].tolist() == own["clip_path"].tolist() and not table.equals(own)
-    monkeypatch.setattr(evaluation, "fit", forbidden)
+    monkeypatch.setattr(Experiment, "fit", forbidden)
     before = files.stats.stat().st_mtime_ns
     pd.testing.assert_frame_equal(evaluation.repeat_training(trained, [0, 1, 2]), rows)
     assert files.stats.stat().st_mtime_ns == before

@@ -55,7 +55,7 @@ def clip_tables(draw):
     return pd.DataFrame(rows, columns=["clip_name", "clip_path", "label", "group"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(clip_tables(), st.integers(3, 6), st.integers(0, 99))
 def test_folds_test_each_clip_once_and_share_no_group(clips, most, seed):
     made, how = make_folds(clips, most, official=False, grouped=True, seed=seed)

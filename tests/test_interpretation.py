@@ -213,7 +213,7 @@ def test_differences_of_a_frozen_frame_or_of_a_background_are_grey(experiment, k
         assert table.loc[name, "probability"] == pytest.approx(float(direct), abs=1e-4), name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), height=st.integers(16, 90), width=st.integers(16, 120))
 def test_the_background_of_a_still_clip_is_its_picture(seed, height, width):
     picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -55,7 +55,7 @@ tables = st.builds(table, seed=st.integers(0, 10**6), n=st.integers(1, 40),
                    classes=st.sampled_from([("A", "B"), CLASSES, ("10", "9", "100"), ("p_x", "clip", "ü b")]),
                    groups=st.integers(1, 5), skill=st.sampled_from([-1.0, 0.0, 2.0, 50.0]),
                    scale=st.sampled_from([0.1, 1.0, 30.0]))
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 # ---------------------------------------------------------------- one model

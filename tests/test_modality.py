@@ -185,7 +185,7 @@ def test_the_beginning_is_told_from_the_end():
     assert not torch.allclose(TemporalPool("stats", 5)(x), TemporalPool("stats", 5)(x.flip(1)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(["1x1", "2x3", "3x1"]), st.integers(1, 9), st.integers(1, 9))
 def test_cells_of_the_grid_keep_their_place(grid, height, width):
     rows, columns = map(int, grid.split("x"))

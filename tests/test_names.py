@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -75,7 +75,6 @@ def test_a_name_is_drawn_as_it_is():
     assert plots.drawn("\ue123\udcff") == "[E123][DCFF]"  # one of no font, and a byte that is no text
 
 
-@settings(deadline=None)
 @given(ANY, st.integers(3, 40))
 def test_a_long_name_is_shortened_in_the_middle(name, longest):
     whole, short = plots.drawn(name, 1000), plots.drawn(name, longest)
@@ -236,7 +235,6 @@ def nbconvert_markdown(text: str) -> str:
 
 
 @pytest.mark.parametrize("render", [nbconvert_markdown, mistune.html])
-@settings(deadline=None)
 @given(name=ANY.filter(str.strip), other=ANY.filter(str.strip))
 @example(name=NAMES[0], other=NAMES[1])
 @example(name=NAMES[3], other=NAMES[4])
@@ -306,7 +304,6 @@ def test_ordinary_names_are_names_of_files():
         assert in_file_name(name) == name
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=300) | st.text(st.sampled_from("aA.~- $\u00e9e\u0301"), max_size=4), unique=True))
 @example([*NAMES, *UNKNOWN, LONG, LONG + "!", "", ".", "..", " a", "a.", "a?", "nul", "Nul.txt", "com1", "\udc80"])
 def test_different_names_give_different_files_everywhere(names):

@@ -122,7 +122,6 @@ def test_changes_of_what_is_done_are_found(trained, tmp_path):
     assert found[-1]["end"] == said.seconds == 6
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 2**32 - 1), st.floats(0, 0.99))
 def test_segments_cover_the_time_once(count, length, seed, odd):
     rng = np.random.default_rng(seed)
@@ -193,7 +192,7 @@ def test_a_file_that_lost_frames_is_judged_by_those_it_has(tmp_path, lost):
         assert judge.seen == pytest.approx(shown)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(1, 5000), st.floats(0, 120), st.floats(0.05, 30), st.floats(0, 60))
 def test_every_length_has_a_plan(frames, fps, median, more):
     known = reference(median_seconds=median, longest_seconds=median + more)

@@ -106,7 +106,7 @@ def assert_partition(clips, split):
 
 
 @given(data_sets, seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_group_split_keeps_groups_whole_and_counts_near_the_target(sizes, seed):
     clips = clips_of(sizes)
     split = make_split(clips, "group", seed)
@@ -121,7 +121,7 @@ def test_group_split_keeps_groups_whole_and_counts_near_the_target(sizes, seed):
 
 
 @given(st.dictionaries(st.sampled_from("ABCDE"), st.integers(8, 80), min_size=2, max_size=4), seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_random_split_is_stratified_by_class(counts, seed):
     clips = clips_of({label: spread(count) for label, count in counts.items()})
     split = make_split(clips, "random", seed)
@@ -133,7 +133,7 @@ def test_random_split_is_stratified_by_class(counts, seed):
 
 
 @given(st.dictionaries(st.sampled_from("ABC"), sizes_of_25_groups, min_size=2), st.integers(1, 3), seeds)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_official_splits_follow_group_numbers(sizes, number_of_split, seed):
     kind, first = f"official{number_of_split}", 7 * number_of_split - 6
     clips = clips_of(sizes)
@@ -297,7 +297,7 @@ def test_a_split_that_was_edited_by_hand_is_the_users(tmp_path):
 
 
 @given(data_sets, data_sets, seeds)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_what_had_a_part_keeps_it_when_clips_are_added_and_removed(before, after, seed):
     """Whatever is added, removed or relabelled: groups stay whole and where they were, so that no test clip trains."""
     with tempfile.TemporaryDirectory() as folder:
@@ -419,7 +419,7 @@ def test_a_record_that_is_none_is_named(tmp_path):
 # ---------------------------------------------------------------- copies
 
 @given(data_sets, seeds, st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_copies_are_kept_in_one_part(sizes, seed, draws):
     clips = clips_of(sizes)
     numbers = st.lists(st.integers(0, len(clips) - 1), min_size=2, max_size=3, unique=True)
@@ -507,7 +507,7 @@ sizes_of_groups = st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=9), 
 
 
 @given(sizes_of_groups, st.integers(2, 6), seeds)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_folds_hold_every_clip_out_once_and_share_no_group(sizes, most, seed):
     clips = clips_of({f"c{label}": groups for label, groups in enumerate(sizes)})
     folds, how = group_folds(clips, most, True, seed)

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from cluster import asked_cluster, shared_out
 from config import CACHE, NETWORKS, Recipe, get_recipe
 from data_loader import make_loader
+from data_parallel import trained_part
 from experiment import Experiment, prediction_table, untrained, view_probabilities
 from features import Activations
 from files import NotWritten, make_folder, read_json, update_json
@@ -78,7 +79,8 @@ def train_head(model: VideoModel, train_set: Dataset, val_set: Dataset, recipe: 
     seed_everything(seed)
     model = copy.deepcopy(model)
     model.renew(recipe.pooling, recipe.dropout)
-    head = model.tail if getattr(train_set, "dataset", train_set).summary else model.head
+    whole = recipe.trained == "head" and not getattr(train_set, "dataset", train_set).summary
+    head = model.head if whole else trained_part(model, recipe)
     optimizer = make_optimizer(recipe, head)
     scheduler = make_scheduler(recipe, optimizer, len(train_set))
     training = Training(head, optimizer, scheduler, None, recipe.epochs, seed=seed, report=None)

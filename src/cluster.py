@@ -66,7 +66,7 @@ def connected(address: str):
 
 
 def shared_out(work: Callable, items: Sequence, address: str, gpu: bool = False, chunk: int = 1,
-               workers: int | None = None) -> Iterator[tuple[int, object]]:
+               workers: int | None = None, errors: type[Exception] | tuple = ()) -> Iterator[tuple[int, object]]:
     """`work` of each item, in the workers of a cluster: the item's number and what came of it, as it comes.
 
     Each worker holds one copy of `work` and a core, of which it makes one thread; where a GPU is needed, several have
@@ -75,24 +75,25 @@ def shared_out(work: Callable, items: Sequence, address: str, gpu: bool = False,
     in the beginning.
 
     Args:
-        work: what is picklable and called with an item. An error that it returns, rather than raises, is a result.
+        work: what is picklable and called with an item.
         gpu: whether a worker needs a GPU.
         chunk: items that are handed over at a time; more than one where they take milliseconds.
         workers: how many; None takes as many as there is room for now.
+        errors: of `work` that are results of their items, and no end of all.
 
     Yields:
         (number, result); of an item over which worker after worker died, a Lost.
 
     Raises:
         ValueError: as `connected`.
-        Exception: what `work` raises.
+        Exception: what else `work` raises.
     """
     ray = connected(address)
     there = ray.cluster_resources()
     share = min(MOST_ON_GPU, max(int(there.get("CPU", 1) // max(there.get("GPU", 0), 1)), 1))
     room = int(there.get("GPU", 0) * share if gpu else there.get("CPU", 0))
     actor = ray.remote(num_cpus=1, num_gpus=1 / share if gpu else 0, max_restarts=-1)(_Worker)
-    kept = [ray.put(work)]  # in a list it is handed over as it is: each worker fetches it once
+    kept = [ray.put((work, errors))]  # in a list it is handed over as it is: each worker fetches it once
     crew = [actor.remote() for _ in range(workers or max(room, 1))]
     try:
         yield from _Flights(ray, crew, kept, items, chunk).results()
@@ -288,7 +289,7 @@ class _Worker:
 
         torch.set_num_threads(1)
         cv2.setNumThreads(0)
-        self._work = None
+        self._work, self._errors = None, ()
 
     def ready(self) -> None:
         """Answers as soon as the process is there."""
@@ -298,5 +299,11 @@ class _Worker:
         if self._work is None:
             import ray
 
-            self._work = ray.get(kept[0])
-        return [self._work(item) for item in items]
+            self._work, self._errors = ray.get(kept[0])
+        return [self._result(item) for item in items]
+
+    def _result(self, item: object) -> object:
+        try:
+            return self._work(item)
+        except self._errors as error:
+            return error

@@ -139,7 +139,7 @@ def trunk_activations(model: VideoModel, asked: Sequence[tuple[VideoDataset2D, i
     if missing:
         work, places, cluster = _Extraction(asked, seed, frozen, store, kept), list(missing.values()), asked_cluster()
         gpu = torch.device(device).type == "cuda"
-        done = shared_out(work, places, cluster, gpu) if cluster else work.here(places)
+        done = shared_out(work, places, cluster, gpu, errors=VideoError) if cluster else work.here(places)
         unread = failures(tqdm(done, title, len(missing), unit="clip", file=sys.stdout, ncols=90), list(missing))
         left, size = store.trim(), sum(path.stat().st_size for path in store.in_use if path.is_file())
         print(f"{title}: {len(missing) - len(unread)} clips in {frozen.precision} by {engine}, {size / 1e6:.0f} MB "
@@ -169,13 +169,9 @@ class _Extraction:
             self._keep(places[number], views)
             yield number, None
 
-    def __call__(self, places: list[tuple[int, int]]) -> VideoError | None:
-        """One clip, in a process of its own; the error of one that can't be decoded."""
-        try:
-            self._keep(places, self._passes([places])[0])
-        except VideoError as error:
-            return error
-        return None
+    def __call__(self, places: list[tuple[int, int]]) -> None:
+        """One clip, in a process of its own."""
+        self._keep(places, self._passes([places])[0])
 
     def _passes(self, places: list[list[tuple[int, int]]]) -> SharedPasses:
         return SharedPasses([[(self.clips[number], row) for number, row in its] for its in places])

@@ -88,18 +88,12 @@ def tiny_dataset(tmp_path_factory) -> Path:
 @pytest.fixture
 def two_nodes(monkeypatch):
     """A Ray cluster of two nodes with a core each, which RAY names. `lose` kills the second one."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from ray.cluster_utils import Cluster
+    pytest.importorskip("ray", reason="Ray is not installed")
+    import scale
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = nodes.add_node(num_cpus=1)
-    nodes.wait_for_nodes()
-    nodes.lose = lambda: nodes.remove_node(second, allow_graceful=False)
-    monkeypatch.setenv("RAY", nodes.address)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with scale.two_nodes() as nodes:
+        monkeypatch.setenv("RAY", nodes.address)
+        yield nodes
 
 
 @pytest.fixture

@@ -10,17 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import frame_numbers, numbered_frames, write_csv, write_video
-from sampling import time_indices
-from videos.library import VideoData
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import bench
 import reference_pipeline
 import seed_pipeline
 import table
 import unfamiliar
+from conftest import frame_numbers, numbered_frames, write_csv, write_video
+from sampling import time_indices
+from videos.library import VideoData
 
 
 def one_clip(root: Path, frames: np.ndarray) -> VideoData:

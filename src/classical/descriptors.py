@@ -213,7 +213,7 @@ def clip_descriptors(table: pd.DataFrame, root: str | Path, cache: Path = CACHE,
     rows, cluster = range(len(table)), asked_cluster()
     if cluster:
         missing = [row for row in rows if not store.has(work.paths[row])]
-        done = shared_out(work, missing, cluster)
+        done = shared_out(work, missing, cluster, errors=VideoError)
         done = tqdm(done, "descriptors", len(missing), unit="clip", file=sys.stdout, ncols=90)
         if unread := failures(done, [work.clips[row] for row in missing]):
             raise VideoError("\n".join(unread))
@@ -242,13 +242,9 @@ class _Description:
         """A clip's RECORD; errors as `read_pairs`."""
         return self.store.get(self.paths[row], lambda: describe_pairs(*read_pairs(self.clips[row])))
 
-    def __call__(self, row: int) -> VideoError | None:
-        """Keeps a clip's RECORD; the error of one that can't be decoded."""
-        try:
-            self.record(row)
-        except VideoError as error:
-            return error
-        return None
+    def __call__(self, row: int) -> None:
+        """Keeps a clip's RECORD."""
+        self.record(row)
 
 
 class FisherVectors(TransformerMixin, BaseEstimator):

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import plots
 from data_loader import VideoDataset2D, make_loader
+from deployed import Deployed, as_batch
 from experiment import Experiment, pooled_features
 from files import ArrayStore, file_hash, read_json, write_json
 from metrics import confidence, interval_table, uncertain
@@ -81,12 +82,24 @@ def _probe(experiment: Experiment) -> pd.DataFrame:
     probabilities, painted = [], []
     for (pictures, share), clip_path in zip(progress, dataset.data["clip_path"], strict=True):
         orders = variant_orders(dataset.sampler.stills, dataset.sampler.pairs, clip_path)
-        clips = (normalized(pictures[order], dataset.transform).to(experiment.device) for order in orders)
-        logits = [deployed(dataset.layout(clip)[None]) for clip in clips]
-        probabilities.append(torch.cat(logits).cpu().double().softmax(dim=1).numpy())  # (variants, K)
+        clips = [normalized(pictures[order], dataset.transform).to(experiment.device) for order in orders]
+        probabilities.append(_logits(deployed, clips).cpu().double().softmax(dim=1).numpy())  # (variants, K)
         painted.append(share)
     labels = dataset.data["label"].map(dataset.class_map).to_numpy()
     return _probe_table(np.stack(probabilities, axis=1), labels, float(np.mean(painted)))
+
+
+def _logits(deployed: Deployed, clips: list[torch.Tensor]) -> torch.Tensor:
+    """(N, K): of N clips (T, C, H, W) of one length that have frames in common; where the trunk sees each frame by
+    itself, each distinct one passes it once."""
+    frozen = deployed.frozen
+    if not (frozen.model.frame_wise and frozen.model.cut):
+        return torch.cat([deployed(as_batch(frozen.model, clip)) for clip in clips])
+    frames, seen = torch.cat(clips), {}
+    which = [seen.setdefault(frame.numpy().tobytes(), len(seen)) for frame in frames.cpu()]
+    distinct = frames[[which.index(number) for number in range(len(seen))]]
+    activations = frozen.run(as_batch(frozen.model, distinct))[0]  # (distinct, ...)
+    return deployed.head(activations[which].unflatten(0, (len(clips), -1)).float())
 
 
 def _probe_table(probabilities: np.ndarray, labels: np.ndarray, painted: float) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """What features cost per clip, what a cluster adds to it, and what that makes of larger data sets.
 
-    python benchmarks/scale.py [--clips DIR] [--count 260] [--only costs nodes training simulated]
+    python benchmarks/scale.py [--clips DIR] [--only costs nodes training simulated]
 
 `nodes` starts a Ray cluster of two nodes with a core each on this machine, compares it with one process, and kills one
 of them half-way. `training` trains the last stage on it, and in one process. `simulated` hands 100,000 clips to two
@@ -53,7 +53,7 @@ def opened(clips: str, kind: str, cache: Path) -> Experiment:
                      cache=cache)
 
 
-def measure_costs(clips: str, count: int) -> dict:
+def measure_costs(clips: str) -> dict:
     """Milliseconds of one core per clip, and bytes kept, of the training views of each kind; the clips' mean length."""
     torch.set_num_threads(1)
     limit_threads(0)
@@ -92,16 +92,15 @@ def two_nodes() -> Iterator:
         nodes.shutdown()
 
 
-def measure_nodes(clips: str, count: int) -> dict:
+def measure_nodes(clips: str) -> dict:
     """The same features by one process with one thread, by two nodes, and by two nodes of which one dies half-way."""
     found, arrays = {}, {}
     torch.set_num_threads(1)
     for how in ("one process", "two nodes", "two nodes, one dies"):
         with tempfile.TemporaryDirectory() as folder:
             experiment = opened(clips, "2d", Path(folder))
-            dataset = experiment.dataset("train", train=True)
-            dataset.data = dataset.data.iloc[:count].reset_index(drop=True)
-            asked, cache = [(dataset, experiment.recipe.train_views)], Path(folder, "features")
+            views, cache = experiment.recipe.train_views, Path(folder, "features")
+            asked = [(experiment.dataset(part, train=True), views) for part in experiment.data.splits]
             if how == "one process":
                 os.environ.pop("RAY", None)
                 seconds = timed(experiment, asked, cache)
@@ -123,7 +122,7 @@ def measure_nodes(clips: str, count: int) -> dict:
     return found
 
 
-def measure_training(clips: str, count: int) -> dict:
+def measure_training(clips: str) -> dict:
     """The last stage of the 3D-CNN trained on TRAINED clips in one process with one thread, and in two nodes: seconds
     of an epoch, and how far the losses are apart."""
     torch.set_num_threads(1)
@@ -168,9 +167,9 @@ class Simulated:
         self.store.write(self.store.path("activations", number), np.zeros(64, np.float16))
 
 
-def measure_simulated(clips: str, count: int) -> dict:
+def measure_simulated(clips: str) -> dict:
     """What two workers and the driver need for SIMULATED clips: milliseconds per clip, and the driver's memory."""
-    costs = measure_costs(clips, count)["2d"]
+    costs = measure_costs(clips)["2d"]
     seconds, found, memory = (costs["decode_ms"] + costs["trunk_ms"]) / 1000 / SCALE, {}, []
     with tempfile.TemporaryDirectory() as folder, two_nodes() as nodes:
         work = Simulated(ArrayStore(folder, 100), seconds)
@@ -283,12 +282,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What features cost on one machine and on many.")
     real = ROOT.parent / "shared" / "ucf101-three"
     parser.add_argument("--clips", default=str(real) if real.is_dir() else "demo", help="folder of class folders")
-    parser.add_argument("--count", type=int, default=260, help="clips that two nodes compute")
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS))
     asked = parser.parse_args()
     target = RESULTS / "benchmarks" / "scale.json"
     for name in asked.only:
-        found = {**TASKS[name](asked.clips, asked.count), "commit": commit(ROOT)}
+        found = {**TASKS[name](asked.clips), "commit": commit(ROOT)}
         measured = {**read_json(target).get("measured", {}), name: found}
         update_json(target, measured=measured, environment=environment(), clips=Path(asked.clips).name)
         print(f"{name}: {found}", flush=True)

@@ -102,9 +102,9 @@ def shared_out(work: Callable, items: Sequence, address: str, gpu: bool = False,
             ray.kill(worker)
 
 
-def in_step(work: Callable, address: str, most: int, report: Callable[[str], None]) -> None:
-    """`work` in several processes of a cluster at once, which know each other by torch.distributed: one on each GPU, by
-    NCCL; where there is none, one on each core, by gloo.
+def in_step(work: Callable, address: str, most: int, gpu: bool, report: Callable[[str], None]) -> None:
+    """`work` in several processes of a cluster at once, which know each other by torch.distributed: one on each core,
+    by gloo, or one on each GPU, by NCCL.
 
     When one of them dies, all start again, as many as there is room for then: `work` goes on from what it has saved.
 
@@ -112,6 +112,7 @@ def in_step(work: Callable, address: str, most: int, report: Callable[[str], Non
         work: what is picklable and called with a process's device, its cores, and where its lines go.
         address: as `asked_cluster` gives it.
         most: processes that have something to do.
+        gpu: whether a process needs a GPU.
         report: told the lines of the first process.
 
     Raises:
@@ -126,6 +127,7 @@ def in_step(work: Callable, address: str, most: int, report: Callable[[str], Non
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lines, told, deaths = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), set(), 0
+    notes = CACHE / "ray" / f"{os.getpid()}-{time.time_ns()}"  # Ray Train's own: what is trained is saved elsewhere
 
     def tell() -> None:
         while (line := lines.get()) is not None:
@@ -139,7 +141,7 @@ def in_step(work: Callable, address: str, most: int, report: Callable[[str], Non
             before = len(told)
             try:
                 with _interruptible():
-                    _trainer(ray, work, lines, most).fit()
+                    _trainer(ray, _Step(work, lines), most, gpu, notes).fit()
                 return
             except TrainingFailedError as error:
                 own = [its for its in getattr(error, "worker_failures", {}).values() if not _of_the_cluster(its)]
@@ -151,7 +153,7 @@ def in_step(work: Callable, address: str, most: int, report: Callable[[str], Non
         lines.put(None)
         teller.join()
         lines.shutdown()
-        shutil.rmtree(CACHE / "ray", ignore_errors=True)  # what Ray Train notes of it; the state is elsewhere
+        shutil.rmtree(notes, ignore_errors=True)
 
 
 @contextmanager
@@ -168,19 +170,22 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _trainer(ray, work: Callable, lines: object, most: int) -> object:
+def _trainer(ray, step: _Step, most: int, gpu: bool, notes: Path) -> object:
     """Ray Train's, of as many processes as there is room for."""
     from ray.train import LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    there = ray.cluster_resources()
-    gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 1))
-    share = max(cores // gpus, 1) if gpus else 1
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpu:
+        cards = [(int(its["GPU"]), int(its.get("CPU", 1))) for its in nodes if its.get("GPU", 0) >= 1]
+        step.cores = min((max(cores // count, 1) for count, cores in cards), default=1)
+        room = sum(count for count, _ in cards)
+    else:
+        room = int(sum(its.get("CPU", 0) for its in nodes))
     return TorchTrainer(
-        _Step(work, lines, share),
-        scaling_config=ScalingConfig(num_workers=(1, max(min(most, gpus or cores), 1)), use_gpu=gpus > 0,
-                                     resources_per_worker={"CPU": share}),
-        run_config=RunConfig(storage_path=str(CACHE / "ray"), logging_config=LoggingConfig("ERROR")))
+        step, scaling_config=ScalingConfig(num_workers=(1, max(min(most, room), 1)), use_gpu=gpu,
+                                           resources_per_worker={"CPU": step.cores}),
+        run_config=RunConfig(name=notes.name, storage_path=str(notes.parent), logging_config=LoggingConfig("ERROR")))
 
 
 def _of_the_cluster(error: Exception) -> bool:
@@ -194,8 +199,8 @@ def _of_the_cluster(error: Exception) -> bool:
 class _Step:
     """What each process of a trainer does."""
 
-    def __init__(self, work: Callable, lines: object, cores: int):
-        self.work, self.lines, self.cores = work, lines, cores
+    def __init__(self, work: Callable, lines: object):
+        self.work, self.lines, self.cores = work, lines, 1
 
     def __call__(self) -> None:
         import cv2

@@ -15,7 +15,7 @@ DATASET_INFO = ROOT / "dataset_info"
 DEMO_ROOT = DATASET_INFO / "demo"
 UCF101_ROOT = DATASET_INFO / "dataset"
 RESULTS = ROOT / "results"
-CACHE = Path(os.environ.get("CACHE_DIR") or ROOT / ".cache")
+CACHE = Path(os.environ.get("CACHE_DIR") or ROOT / ".cache").absolute()
 
 # What the environment may set: its default, the least and the most. CACHE_GB is the budget of what is kept in CACHE.
 NUMBERS = {"SEED": (42, 0, 2**32 - 1), "FOLDS": (5, 0, 1000), "SEEDS": (3, 1, 1000), "TRIALS": (20, 1, 10**6),
@@ -336,15 +336,20 @@ class Recipe:
     def by_concern(self) -> dict[str, str]:
         """The recipe as the notebooks show it: a line for each of its concerns."""
         values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in self.to_dict().items()}
-        return {concern: ", ".join(f"{name} = {values[name]}" for name in names) for concern, names in CONCERNS.items()}
+        return {concern: ", ".join(f"{name} = {values[name]}" for name in names if name in values)
+                for concern, names in CONCERNS.items()}
 
     def to_dict(self) -> dict:
-        """The recipe as plain types, for JSON."""
-        return dataclasses.asdict(self)
+        """The recipe as plain types, for JSON, without what it does not read: a head needs no micro-batches."""
+        values = dataclasses.asdict(self)
+        if self.trained == "head":
+            del values["micro_batch"]
+        return values
 
 
 _SEED = {
     "name": "seed", "sampling": "window", "preprocessing": "seed", "augmentation": "frame", "cache": "none",
+    "precision": "float32",
     "train_views": 1, "frozen_batchnorm": "update", "label_smoothing": 0.9, "optimizer": "adam", "lr": 1e-4,
     "weight_decay": 1e-4, "schedule": "step", "epochs": 8, "tolerance": 0.0, "monitor": "accuracy",
     "test_clips": 1, "depth": "full",

@@ -258,7 +258,7 @@ class DrawnClips(Dataset):
         if not wanted:
             return None, self.labels[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key)
+            torch.default_generator.manual_seed(key)  # not a GPU's, which nothing would set back
             return self.dataset[index][0], self.labels[index]
 
 

@@ -46,17 +46,17 @@ class MicroBatched(nn.Module):
     the (B, num_classes) logits of the whole batch.
 
     In several processes each takes every so many-th micro-batch of a batch (see `data_loader.SharedBatches`), and all
-    of them the pooled features of all clips. Where clips come in, and more than one micro-batch in a process, what
-    lies between the layers is computed twice rather than kept. Random layers within the stages draw by the number of
-    the micro-batch. BatchNorm layers that are trained see one micro-batch each; their running statistics become the
+    of them the pooled features of all clips. Where all of the network is trained, on more than one micro-batch in
+    a process, what lies between the layers is computed twice rather than kept. Random layers within the stages draw by
+    the number of the micro-batch. BatchNorm layers that are trained see one micro-batch each; their running statistics become the
     mean of what each would make of them.
 
     Args:
         model: gives the stages and what follows them, which are shared.
-        start: stages whose activations are what comes in.
+        start: stages whose activations are what comes in: none, or all that are frozen.
         size: clips of a micro-batch.
-        precision: as `engines.choose_precision`: on CUDA, bfloat16 computes the stages in mixed precision. On a CPU it
-            is float32 always, where bfloat16 has given gradients that are not finite.
+        precision: as `engines.choose_precision`: on CUDA, bfloat16 trains the stages in mixed precision. On a CPU it is
+            float32 always, where bfloat16 has given gradients that are not finite.
     """
 
     def __init__(self, model: VideoModel, start: int, size: int, precision: str = "auto"):
@@ -66,12 +66,12 @@ class MicroBatched(nn.Module):
         self._whole = (model,)  # not registered
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features, decide = self._whole[0].parted(self.start)
+        (model,), (first, step) = self._whole, team()
+        features, decide = model.parted(model.cut)
         decide.training = self.training
-        first, step = team()
         draws = int(torch.randint(DRAWS, ())) if self.training else 0
         mine = x.split(self.size) if len(x) else ()
-        again = torch.is_grad_enabled() and self.training and not self.start and len(mine) > 1
+        again = self.training and torch.is_grad_enabled() and not model.cut and len(mine) > 1
         with self._statistics(len(mine)) as moving:
             rows = [self._of_one(features, its, draws + first + step * number, moving, again)
                     for number, its in enumerate(mine)]
@@ -83,9 +83,13 @@ class MicroBatched(nn.Module):
 
     def _of_one(self, features: Callable, x: torch.Tensor, key: int, moving: _Statistics, again: bool) -> torch.Tensor:
         """(n, D) features of a micro-batch; computed `again` when the gradient needs what is in between."""
-        mixed = x.is_cuda and choose_precision(self.precision, x.device) == "bfloat16"
+        (model,) = self._whole
+        mixed = self.training and x.is_cuda and choose_precision(self.precision, x.device) == "bfloat16"
         halved = torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext()
         with halved, _drawn_with(key, x.device) if self.training else nullcontext(), moving.micro_batch():
+            if not self.start and model.cut:
+                with torch.no_grad():
+                    x = model.joined(model.trunk, x)
             if again:
                 its = checkpoint(features, x, use_reentrant=False,
                                  context_fn=lambda: (nullcontext(), moving.as_they_are()))
@@ -146,7 +150,10 @@ class _Statistics:
 def _drawn_with(key: int, device: torch.device) -> Iterator[None]:
     """Draws within are those of `key`; the generators are left as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(key)
+        torch.default_generator.manual_seed(key)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(key)
         yield
 
 
@@ -181,7 +188,7 @@ class _Gathered(torch.autograd.Function):
 # ---------------------------------------------------------------- in a cluster
 
 def fit_in_cluster(training: Training, train_loader: DataLoader, val_loader: DataLoader | None, criterion: Callable,
-                   address: str) -> None:
+                   address: str, device: torch.device) -> None:
     """Trains in the processes of a Ray cluster, as `utils.fit` does in this one: what is to do afterwards is to go on
     from the state that they saved, in which no epoch is left.
 
@@ -190,12 +197,21 @@ def fit_in_cluster(training: Training, train_loader: DataLoader, val_loader: Dat
         train_loader, val_loader: of `data_loader.shared_loader`.
         criterion: as `utils.fit`.
         address: as `cluster.shared_out`.
+        device: of the model; CUDA takes the cluster's GPUs, else its cores are taken.
 
     Raises:
+        FileNotFoundError: the processes' state is not where it was to be saved.
         Exception: as `cluster.in_step`.
     """
     most = math.ceil(train_loader.batch_sampler.batch_size / training.model.size)  # more would have nothing to do
-    in_step(_Fitting(training, train_loader, val_loader, criterion), address, most, training.report)
+    (model,) = training.model._whole
+    model.to("cpu")  # on its way
+    in_step(_Fitting(training, train_loader, val_loader, criterion), address, most, device.type == "cuda",
+            training.report)
+    model.to(device)
+    if not training.last.is_file():
+        raise FileNotFoundError(f"{training.last}: the cluster's processes saved their state, and it is not there: the "
+                                "results need the same path, of the same folder, on every machine")
 
 
 class _Fitting:

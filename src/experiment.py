@@ -274,7 +274,7 @@ class Experiment:
         `data_parallel`); `training` then goes on from what they saved, with no epoch left. Else nothing happens."""
         cluster = asked_cluster()
         if cluster and self.recipe.trained != "head":
-            fit_in_cluster(training, train_loader, val_loader, self.criterion(), cluster)
+            fit_in_cluster(training, train_loader, val_loader, self.criterion(), cluster, self.device)
 
     def save(self, training: Training) -> None:
         """Writes checkpoint, statistics and sidecar; the sidecar last, since it is what makes a checkpoint count.

@@ -75,6 +75,16 @@ def team() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+def of_the_first(value: object) -> object:
+    """What the first process of a `team` has."""
+    import torch.distributed as dist
+
+    values = [value]
+    if team()[1] > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
 def computes_bfloat16(device: str | torch.device) -> bool:
     """Whether the hardware has bfloat16 arithmetic: CUDA that says so; CPUs with AVX512-BF16 or AMX."""
     import torch

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from config import Recipe
 from files import read_sealed, write_sealed
-from machine import team
+from machine import of_the_first, team
 
 LINES = 12  # about, that a training prints
 HISTORY = ("train_losses", "train_accs", "val_losses", "val_accs")
@@ -266,14 +266,18 @@ class Training:
                 "scheduler": self.scheduler.state_dict(),
                 "stopping": self.stopping.state_dict() if self.stopping else {}, "history": self.history,
                 "seconds": self.seconds, "feature_seconds": self.feature_seconds, "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+                "gpu_rng": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None}
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def _resume(self) -> None:
-        if not (self.last and self.last.is_file()):
-            return
-        content = read_sealed(self.last)
+        there = bool(self.last and self.last.is_file())
+        content = of_the_first(read_sealed(self.last) if there else None)
         if content is None:
-            self.report(f"{self.last.name} is broken: training from the start")
+            if there:
+                self.report(f"{self.last.name} is broken: training from the start")
             return
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         for part in ("model", "optimizer", "scheduler", "stopping"):
@@ -283,8 +287,8 @@ class Training:
         self.seconds += state["seconds"]
         self.feature_seconds += state["feature_seconds"]
         torch.set_rng_state(state["rng"])
-        for device, drawn in enumerate(state["cuda_rng"][:torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(drawn, device)
+        if state["gpu_rng"] is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["gpu_rng"], self._device)
         self.report(f"going on after epoch {len(self.history['val_accs'])} of this training")
 
 

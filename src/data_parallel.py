@@ -48,8 +48,8 @@ class MicroBatched(nn.Module):
     In several processes each takes every so many-th micro-batch of a batch (see `data_loader.SharedBatches`), and all
     of them the pooled features of all clips. Where all of the network is trained, on more than one micro-batch in
     a process, what lies between the layers is computed twice rather than kept. Random layers within the stages draw by
-    the number of the micro-batch. BatchNorm layers that are trained see one micro-batch each; their running statistics become the
-    mean of what each would make of them.
+    the number of the micro-batch. BatchNorm layers that are trained see one micro-batch each; their running statistics
+    become the mean of what each would make of them.
 
     Args:
         model: gives the stages and what follows them, which are shared.

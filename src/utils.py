@@ -274,7 +274,8 @@ class Training:
 
     def _resume(self) -> None:
         there = bool(self.last and self.last.is_file())
-        content = of_the_first(read_sealed(self.last) if there else None)
+        content = read_sealed(self.last) if there else None
+        content = of_the_first(None if content is None else bytes(content))
         if content is None:
             if there:
                 self.report(f"{self.last.name} is broken: training from the start")

@@ -262,13 +262,14 @@ paths on every machine: a shared folder. A machine that dies costs what was in w
 is named at the end, and the others are kept.
 
 Where a recipe trains stages of the network (`trained="stage"` or `"all"`), the same variable shares every batch out to
-the cluster's processes, one on each GPU or on each core (Ray Train, PyTorch's DistributedDataParallel). A batch passes
-through the stages in micro-batches (`Recipe.micro_batch`), whose gradients add up; what is drawn (views, augmentation,
-dropout) belongs to the batch and to the clip, and the standardised features are those of the whole batch. So the result
-does not depend on the number of processes, to within rounding; an interrupted training goes on in another number of
-them, or in none. A BatchNorm layer that is trained sees one micro-batch, in a single process too; its running
-statistics become the mean over the micro-batches: it decides by `micro_batch`, not by the number of processes. Starting
-the processes takes half a minute or more, which pays where an epoch takes minutes.
+the cluster's processes (Ray Train, PyTorch's DistributedDataParallel): one on each core or, where the notebook's own
+device is CUDA, on each GPU. A batch passes through the stages in micro-batches (`Recipe.micro_batch`), whose gradients
+add up; what is drawn (views, augmentation, dropout) belongs to the batch and to the clip, and the standardised features
+are those of the whole batch. So the result does not depend on the number of processes, to within rounding; an
+interrupted training goes on in another number of them, or in none. A BatchNorm layer that is trained sees one
+micro-batch, in a single process too, and its running statistics become the mean over the micro-batches: `micro_batch`
+decides what it does, the number of processes doesn't. Starting the processes takes most of a minute on two slow cores,
+which pays where an epoch takes minutes.
 
 This page is written by `python benchmarks/scale.py`; each section says
 whether it is measured, simulated or computed."""

@@ -105,7 +105,7 @@ def find_clips(root: str | Path) -> Folder:
         notes.append(f"the folder has no {' and '.join(missing)}: taken from the training part in whole groups")
     if (nested := clips["clip_path"].str.count("/") > (3 if parts else 2)).any():
         notes.append(f"{nested.sum()} clips lie in sub-folders of their class, which are taken for groups")
-    return Folder(clips, pd.DataFrame(others, columns=["path", "reason"]), notes)
+    return Folder(clips, pd.DataFrame(others, columns=["path", "reason"], dtype=object), notes)  # names may be no text
 
 
 def scan_folder(root: str | Path, classes: Iterable[str] | None = None) -> Folder:

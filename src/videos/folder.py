@@ -15,6 +15,8 @@ import pandas as pd
 
 from config import VIDEO_SUFFIXES, quoted_list
 
+pd.set_option("mode.string_storage", "python")  # with pyarrow, where it is installed, names could be UTF-8 alone
+
 PARTS = ("train", "val", "test")
 LOOSE = "a video in no class folder"
 COLUMNS = ["clip_name", "clip_path", "label", "group"]
@@ -105,7 +107,7 @@ def find_clips(root: str | Path) -> Folder:
         notes.append(f"the folder has no {' and '.join(missing)}: taken from the training part in whole groups")
     if (nested := clips["clip_path"].str.count("/") > (3 if parts else 2)).any():
         notes.append(f"{nested.sum()} clips lie in sub-folders of their class, which are taken for groups")
-    return Folder(clips, pd.DataFrame(others, columns=["path", "reason"], dtype=object), notes)  # names may be no text
+    return Folder(clips, pd.DataFrame(others, columns=["path", "reason"]), notes)
 
 
 def scan_folder(root: str | Path, classes: Iterable[str] | None = None) -> Folder:

@@ -45,6 +45,18 @@ def extract_frames(path: str | Path, max_frames: int = 30, size: tuple[int, int]
 
 # ---------------------------------------------------------------- data sets
 
+@contextmanager
+def drawn_with(key: int, device: torch.device | None = None) -> Iterator[None]:
+    """Draws within, on the CPU and on a CUDA `device`, are those of `key`; the generators are left as they were."""
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(key)  # of the CPU alone: other GPUs' would not be set back
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(key)
+        yield
+
+
 def read_clip_table(csv: str | Path, root: str | Path, class_map: dict[str, int]) -> pd.DataFrame:
     """A split's CSV, checked before anything is decoded: `clip_path` is relative to root, `label` in the class map.
 
@@ -150,8 +162,7 @@ class ClipViews(Dataset):
         """Draws within are those of this clip, the views' positions first; the generator is left as it was."""
         data, views = self.dataset, range(self.views)
         words = [self.seed, *data.data["clip_path"].iloc[index].encode()]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        with drawn_with(int(np.random.SeedSequence(words).generate_state(1)[0])):
             within = [data.sampler.random_position() if data.train else 0.5 for _ in views]
             # windows lie in consecutive parts of the clip; where segments spread over all of it, each view does
             yield [x if np.size(x) > 1 else (v + x) / self.views for v, x in zip(views, within, strict=True)]
@@ -257,8 +268,7 @@ class DrawnClips(Dataset):
         index, key, wanted = asked
         if not wanted:
             return None, self.labels[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key)  # not a GPU's, which nothing would set back
+        with drawn_with(key):
             return self.dataset[index][0], self.labels[index]
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from cluster import in_step
 from config import Recipe
+from data_loader import drawn_with
 from engines import choose_precision
 from machine import team
 from models import Standardize, VideoModel
@@ -86,7 +87,7 @@ class MicroBatched(nn.Module):
         (model,) = self._whole
         mixed = self.training and x.is_cuda and choose_precision(self.precision, x.device) == "bfloat16"
         halved = torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext()
-        with halved, _drawn_with(key, x.device) if self.training else nullcontext(), moving.micro_batch():
+        with halved, drawn_with(key, x.device) if self.training else nullcontext(), moving.micro_batch():
             if not self.start and model.cut:
                 with torch.no_grad():
                     x = model.joined(model.trunk, x)
@@ -144,17 +145,6 @@ class _Statistics:
             dist.all_reduce(flat)
         means = (flat[:-1] / flat[-1]).split([total.numel() for total in self.sums])
         self._set([mean.view_as(buffer) for mean, buffer in zip(means, self.buffers, strict=True)])
-
-
-@contextmanager
-def _drawn_with(key: int, device: torch.device) -> Iterator[None]:
-    """Draws within are those of `key`; the generators are left as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(key)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(key)
-        yield
 
 
 class _Gathered(torch.autograd.Function):

@@ -251,17 +251,17 @@ def learned(fold, monkeypatch):
         with monkeypatch.context() as patch:
             predict_fold = captured(patch, lambda: evaluation.cross_validate(run, recipe, 5))
             seen.trainings = []
-            real_fit, real_scores, real_dataset = utils.fit, experiment.modality_scores, Experiment.dataset
+            real_fit, real_scores, real_dataset = Experiment.fit, experiment.modality_scores, Experiment.dataset
 
-            def fit(training, *rest):
-                seen.trainings.append(real_fit(training, *rest))
+            def fit(its, *given):
+                seen.trainings.append(real_fit(its, *given))
                 return seen.trainings[-1]
 
             def scores(*given):
                 seen.scores = real_scores(*given)
                 return seen.scores
 
-            patch.setattr(evaluation, "fit", fit)
+            patch.setattr(Experiment, "fit", fit)
             patch.setattr(experiment, "modality_scores", scores)
             patch.setattr(Experiment, "dataset", lambda its, part, train=False: real_dataset(
                 its, (leak or {}).get(part, part), train))

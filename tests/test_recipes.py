@@ -175,7 +175,7 @@ def test_curve_has_a_row_per_model_share_and_fold_and_goes_on(measured, monkeypa
     assert (clips.diff(axis=1).iloc[:, 1:] >= 0).all(axis=None) and (clips[1.0] > clips[0.25]).all()
 
     written = (data.results / "learning_curve.csv").read_bytes()
-    monkeypatch.setattr(evaluation, "fit", refuse)
+    monkeypatch.setattr(evaluation.Experiment, "fit", refuse)
     monkeypatch.setattr(curve.classifiers, "tune", refuse)
     shutil.rmtree(cache / "curve")
     curve.measure(data, learners, 3, 42, cache)

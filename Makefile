@@ -1,8 +1,8 @@
-# Two commands do everything on a fresh machine: make run, make test. Each target is one python command (see the README).
+# Two commands do everything on a fresh machine: make run, make test. Each target is a python command or two (see the README).
 # Variables: DATASET=demo|ucf101|<folder>  WEIGHTS=auto|torchvision|timm|packaged|none  RECIPE=recommended|seed
 #            SPLIT=official1|official2|official3|group|random|given  CLASSES="A 'B with blanks'"  SEED=42  NAME=of the results
 #            SKIP_BROKEN=1  ONE_FRAME=1  FOLDS=5  SEEDS=3  TRIALS=20  STORAGE=URL  CACHE_GB=20
-#            RAY=local|auto|host:port
+#            RAY=local|auto|host:port  CACHE=s3://bucket/study|<folder>  CACHE_DIR=<folder>
 #            BACKBONE="a network of frames, a network of volumes, or one of each", as in BACKBONE="convnext_tiny swin3d_t"
 
 PYTHON ?= python3
@@ -69,7 +69,7 @@ data-check: $(READY)  ## Decode every clip once (DATASET=ucf101 by default); rep
 run: $(READY) $(if $(RAY),$(READY_CLUSTER))  ## Execute the notebooks (DATASET=...), train or reload, print the headline table
 	$(PY) tools/run_notebooks.py
 
-tune: $(READY)  ## Search hyperparameters longer (TRIALS=200, CUTS="head stage", KIND="2d 3d", STORAGE=URL)
+tune: $(READY)  ## Search hyperparameters longer (TRIALS=200, CUTS=head or "head stage", KIND="2d 3d", STORAGE=URL)
 	$(PY) tools/tune.py --kind $(or $(KIND),2d 3d) --trials $(or $(TRIALS),200) --cuts $(or $(CUTS),head) \
 	  $(if $(STORAGE),--storage "$$STORAGE") --test
 
@@ -100,7 +100,7 @@ reproduce: $(READY)  ## Fetch UCF-101's three classes and compare the seed's rec
 app: $(READY_APP)  ## Serve a web page: drop a video, read what the trained models say (DATASET=..., ARGS="--port 8000")
 	$(PY) src/app.py $(ARGS)
 
-test: $(READY_DEV) lint  ## Run the lint and the tests that take minutes together (on all cores)
+test: $(READY_DEV) lint  ## Run the lint and the tests that take minutes together (on all cores, eight at most)
 	$(PYTEST) -m "not slow"
 
 test-all: test  ## Run these, then the slow ones: browsers, exports, killed processes, whole command lines
@@ -109,5 +109,5 @@ test-all: test  ## Run these, then the slow ones: browsers, exports, killed proc
 lint: $(READY_DEV)  ## Check the code with ruff
 	$(PY) -m ruff check
 
-clean: $(READY)  ## Remove kept activations and unfinished trainings; clips, models and results stay
+clean: $(READY)  ## Remove the cache, unfinished trainings and what failed notebooks left; clips, models and results stay
 	$(PY) tools/data.py clean

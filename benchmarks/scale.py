@@ -282,8 +282,8 @@ add up; what is drawn (views, augmentation, dropout) belongs to the batch and to
 are those of the whole batch. So the result does not depend on the number of processes, to within rounding; an
 interrupted training goes on in another number of them, or in none. A BatchNorm layer that is trained sees one
 micro-batch, in a single process too, and its running statistics become the mean over the micro-batches: `micro_batch`
-decides what it does, the number of processes doesn't. Starting the processes takes most of a minute on two slow cores,
-which pays where an epoch takes minutes.
+decides what it does, the number of processes doesn't. Starting the processes takes more than a minute on two slow
+cores, which pays where an epoch takes minutes.
 
 This page is written by `python benchmarks/scale.py`; each section says
 whether it is measured, simulated or computed."""

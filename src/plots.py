@@ -377,7 +377,7 @@ def by_class(report: pd.DataFrame, column: str, label: str, ax: Axes) -> None:
 
 def accuracy_bars(scores: pd.DataFrame, title: str, ax: Axes, chance: float | None = None,
                   label: str = "test accuracy, with 95 % interval") -> None:
-    """Accuracies with their intervals, one bar per row, the value written in it.
+    """Accuracies with their intervals, one bar per row, the value written in it, or beside it where it is short.
 
     `scores` are indexed by name, with accuracy, low and high; `chance`, the accuracy of naming the most frequent class,
     is drawn as a line.
@@ -385,8 +385,9 @@ def accuracy_bars(scores: pd.DataFrame, title: str, ax: Axes, chance: float | No
     errors = (scores[["low", "high"]].sub(scores["accuracy"], axis=0)).abs().to_numpy().T
     ax.barh(scores.index, scores["accuracy"], xerr=errors, height=0.6, color=PALETTE[0], alpha=0.85,
             error_kw={"capsize": 4, "ecolor": "0.25"})
-    for y, value in enumerate(scores["accuracy"]):
-        ax.text(0.01, y, f"{value:.2f}", va="center", color="white", fontweight="bold")
+    for y, (value, high) in enumerate(zip(scores["accuracy"], scores["high"], strict=True)):
+        x, color = (0.01, "white") if value > 0.1 else (high + 0.02, "0.25")
+        ax.text(x, y, f"{value:.2f}", va="center", color=color, fontweight="bold")
     if chance is not None:
         ax.axvline(chance, color="0.3", linestyle="--", label=f"most frequent class: {chance:.2f}")
         ax.legend(loc="lower right")

@@ -297,7 +297,8 @@ def test_stopped_at_the_command_line(monkeypatch):
 
 
 def test_clean_removes_only_what_can_be_computed_again(monkeypatch, tmp_path):
-    gone = ["cache/2d/a.npy", "results/demo/failed/01.ipynb", "results/demo/saved_models/last_2d-cnn.pth"]
+    gone = ["cache/2d/a.npy", "results/demo/failed/01.ipynb", "results/failed/01.ipynb",
+            "results/demo/saved_models/last_2d-cnn.pth"]
     stays = ["results/demo/saved_models/best_2d-cnn.pth", "results/last_words.txt", "results/previous/best.pth"]
     for name in gone + stays:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

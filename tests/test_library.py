@@ -402,6 +402,7 @@ def test_check_names_a_missing_data_set():
 
 
 @pytest.mark.parametrize("name, results", [("my-vm-set", "my-vm-set"), ("Predictions", "Predictions-sample"),
+                                           ("failed", "failed-sample"),
                                            ("demo", "demo-sample"), ("a b/c", "a-b-c")])
 def test_names_of_results(folder, monkeypatch, name, results):
     monkeypatch.setattr("platform.node", lambda: "vm")

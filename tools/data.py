@@ -115,7 +115,7 @@ def _opened(dataset: str, classes: list[str] | None, look_first: bool = False) -
 
 def clean() -> None:
     """Removes kept activations, unfinished trainings, and what failed runs of the notebooks left."""
-    for folder in (CACHE, *RESULTS.glob("*/failed")):
+    for folder in (CACHE, RESULTS / "failed", *RESULTS.glob("*/failed")):
         if folder.is_dir():
             shutil.rmtree(folder)
             print(f"removed {shown(folder)}")

@@ -161,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     names, started = parser.parse_args(arguments).names or there, time.perf_counter()
     if unknown := [name for name in names if name not in there]:
         raise SystemExit(f"error: no notebook {', '.join(unknown)}: there are {', '.join(there)}")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # in the kernels, threads that wait leave the cores to others
     try:
         for number in NUMBERS:  # now, not in the notebook that reads it
             asked_number(number)

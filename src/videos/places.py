@@ -11,9 +11,9 @@ from files import read_json, write_json
 DATASETS = {"demo": DEMO_ROOT, "ucf101": UCF101_ROOT}
 SOURCE = "source.json"  # in a folder's results: whose they are
 # Names that a folder's results don't get: UCF-101's own lie in these folders of `results`.
-TAKEN = {*DATASETS, "behaviour", "benchmarks", "confusion_matrices", "dataset", "exported", "feature_visualizations",
-         "model_cards", "notebooks", "performance_plots", "predictions", "previous", "report", "reproduce",
-         "saved_models", "splits", "stats_classical_ml", "stats_deep_learning", "tuning"}
+TAKEN = {*DATASETS, "behaviour", "benchmarks", "confusion_matrices", "dataset", "exported", "failed",
+         "feature_visualizations", "model_cards", "notebooks", "performance_plots", "predictions", "previous", "report",
+         "reproduce", "saved_models", "splits", "stats_classical_ml", "stats_deep_learning", "tuning"}
 
 
 def locate(dataset: str = "demo", results: Path = RESULTS, name: str | None = None) -> tuple[str, Path, Path]:

@@ -98,12 +98,11 @@ def _size(train: pd.DataFrame) -> dict[str, int]:
     return {"groups": group_pairs(train).nunique(), "clips": len(train)}
 
 
-def draw(data: VideoData) -> Path:
-    """Draws the curve that is kept in the data set's results; gives the picture's file."""
+def draw(data: VideoData, points: pd.DataFrame) -> Path:
+    """Draws the points that `comparison.learning_curve` gives of the data set's results; gives the picture's file."""
     path = data.results / "performance_plots" / "learning_curve.png"
     plots.set_style()
     figure, ax = plt.subplots(figsize=(8, 4.5))
-    points = learning_curve(data.results)
     plots.learning_curve(points, f"More training groups: {data.name}, {points['videos'].max()} videos by folds", ax)
     plots.save_figure(figure, path)
     return path
@@ -117,10 +116,14 @@ def main() -> None:
         if best_classical(data.results) is None:
             print("no classical model in the results, so that none is in the curve: run 02_classical_ml for one")
         measure(data, learners(data.results, os.environ.get("WEIGHTS") or "auto", count, seed), count, seed)
-        path = draw(data)
+        points = learning_curve(data.results)
+        if points is None:
+            raise ValueError(f"{shown(data.results / 'learning_curve.csv')}: written, but its folds of all groups are "
+                             f"not those of the study: run that by as many, too (make run FOLDS={count})")
+        path = draw(data, points)
     except (OSError, ValueError, WeightsError, VideoError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"\n{curve_reading(learning_curve(data.results))}\n\nwritten: {shown(data.results / 'learning_curve.csv')}, "
+    print(f"\n{curve_reading(points)}\n\nwritten: {shown(data.results / 'learning_curve.csv')}, "
           f"{shown(path)}")
 
 

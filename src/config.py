@@ -15,7 +15,8 @@ DATASET_INFO = ROOT / "dataset_info"
 DEMO_ROOT = DATASET_INFO / "demo"
 UCF101_ROOT = DATASET_INFO / "dataset"
 RESULTS = ROOT / "results"
-CACHE = Path(os.environ.get("CACHE_DIR") or ROOT / ".cache").absolute()
+# a folder that is ours alone: what is not needed any more is removed from it
+CACHE = (Path(os.environ["CACHE_DIR"], "video-actions") if os.environ.get("CACHE_DIR") else ROOT / ".cache").absolute()
 
 # What the environment may set: its default, the least and the most. CACHE_GB is the budget of what is kept in CACHE.
 NUMBERS = {"SEED": (42, 0, 2**32 - 1), "FOLDS": (5, 0, 1000), "SEEDS": (3, 1, 1000), "TRIALS": (20, 1, 10**6),

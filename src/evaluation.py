@@ -165,7 +165,7 @@ def _repeat(experiment: Experiment, seed: int) -> pd.DataFrame:
     again = as_before(experiment, seed)
     train_ds, val_ds = again.dataset("train", train=True), again.dataset("val")
     loaders = again.loader(train_ds), again.loader(val_ds)
-    again.request = {"again": experiment.files.sha256, "seed": seed}
+    again.request = {"again": experiment.files.identity, "seed": seed}
     last = experiment.files.last.with_name(f"last_{experiment.files.repeated(seed).stem}.pth")
     training = again.training(len(train_ds), seed=seed, last=last, report=None)
     again.fit(training, *loaders)

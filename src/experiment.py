@@ -497,4 +497,4 @@ def pooled_features(experiment: Experiment, part: str) -> np.ndarray:
         return torch.cat(rows).numpy()
 
     store = ArrayStore(experiment.cache)
-    return store.get(store.path("pooled", (experiment.files.sha256, part)), compute)
+    return store.get(store.path("pooled", (experiment.files.identity, part)), compute)

@@ -36,7 +36,9 @@ HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # in temporary names: a pr
 SEAL = 4  # bytes of the checksum at the end of a sealed file
 CURES = {errno.ENOSPC: "the disk is full: make room there", errno.EDQUOT: "the quota is used up: make room there",
          errno.EACCES: "not allowed: change the rights of the folder", errno.EPERM: "not allowed: change the rights",
-         errno.EROFS: "the disk is read-only: work in a folder that can be written"}
+         errno.EROFS: "the disk is read-only: work in a folder that can be written",
+         errno.EISDIR: "a folder has its name: choose another",
+         **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file lies where its folder belongs: choose another place")}
 REQUESTS = 16  # of a shared folder, at the same time
 LOOK_AGAIN = 0.5  # share of the room that may be written before the folder is looked through again
 
@@ -66,31 +68,39 @@ class ModelFiles:
 
     @property
     def sha256(self) -> str:
-        """Of the checkpoint, as its sidecar has it: what is kept of a model is kept for this very file."""
+        """Of the checkpoint, as its sidecar has it."""
         return read_json(self.sidecar).get("sha256", "")
 
+    @property
+    def identity(self) -> str:
+        """What is kept of a model is kept for it: the checkpoint's sha256, and what tells the clips and their parts.
+
+        The same training clips give the same checkpoint, whatever is tested."""
+        saved = read_json(self.sidecar)
+        return "-".join(filter(None, (saved.get("sha256"), saved.get("split", "")[:16])))
+
     def kept(self, entry: str, compute: Callable[[], dict]) -> dict:
-        """An entry of the statistics that belongs to this very checkpoint; else what `compute` gives, which is kept."""
+        """An entry of the statistics that belongs to this very model; else what `compute` gives, which is kept."""
         known = read_json(self.stats).get(entry, {})
-        if known.get("of") != self.sha256:
-            known = {**compute(), "of": self.sha256}
+        if known.get("of") != self.identity:
+            known = {**compute(), "of": self.identity}
             update_json(self.stats, **{entry: known})
         return known
 
     def is_current(self, table: Path, *beside: Path) -> bool:
-        """Whether a prediction table, and what is kept beside it, is there as written for this very checkpoint."""
+        """Whether a prediction table, and what is kept beside it, is there as written for this very model."""
         known = read_json(self.stats).get("tables", {}).get(table.stem, [])
-        return known[:2 + len(beside)] == [self.sha256, *(_hash_of(path) for path in (table, *beside))]
+        return known[:2 + len(beside)] == [self.identity, *(_hash_of(path) for path in (table, *beside))]
 
     def kept_table(self, path: Path, compute: Callable[[], pd.DataFrame], *beside: Path) -> pd.DataFrame:
-        """A prediction table of this very checkpoint; else what `compute` gives, which is kept. `compute` also writes
+        """A prediction table of this very model; else what `compute` gives, which is kept. `compute` also writes
         what is kept `beside` it."""
         if self.is_current(path, *beside):
             return read_predictions(path)
         table = compute()
         write_csv(path, table)
         tables = read_json(self.stats).get("tables", {})
-        update_json(self.stats, tables={**tables, path.stem: [self.sha256, *map(_hash_of, (path, *beside))]})
+        update_json(self.stats, tables={**tables, path.stem: [self.identity, *map(_hash_of, (path, *beside))]})
         return read_predictions(path)  # the same now and later
 
 

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from config import VIDEO_SUFFIXES, name_list
@@ -25,25 +26,22 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     asked = _parser().parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to others
-    try:
+    with _told_in_one_line():
         files = list(dict.fromkeys(find_videos(asked.videos or _named())))
         _check_annotated(asked.annotate, files)
         model = _load(asked)
-    except Exception as error:
-        if not _expected(error):
-            raise
-        raise SystemExit(f"error: {error}") from None
     answers = []
     for file in files:
         if found := _answered(file, model):
             answers.append(found)
             print(described(found), flush=True)
-    write(answers, asked.json, asked.csv)
-    if asked.annotate and answers:
-        from deployment.annotate import annotate
+    with _told_in_one_line():
+        write(answers, asked.json, asked.csv)
+        if asked.annotate and answers:
+            from deployment.annotate import annotate
 
-        annotate(answers[0], asked.annotate)
-        print(f"annotated: {shown(asked.annotate)}")
+            annotate(answers[0], asked.annotate)
+            print(f"annotated: {shown(asked.annotate)}")
     if len(answers) < len(files):
         raise SystemExit(1)
 
@@ -91,6 +89,16 @@ def _check_annotated(target: Path | None, files: list[Path]) -> None:
     check_target(target)
     if target.resolve() == files[0].resolve():
         raise ValueError(f"{target}: is the video itself; name another file")
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _expected(error):
+            raise
+        raise SystemExit(f"error: {error}") from None
 
 
 def _expected(error: Exception) -> bool:

@@ -89,8 +89,9 @@ class FrameSampler:
         return time_indices(info.frames, info.fps, n, self.frame_rate * n / self.num_frames, position)
 
     def __repr__(self) -> str:
-        shown = f"FrameSampler({self.num_frames}, {self.sampling!r}, {self.frame_rate}"
-        return f"{shown}, stills={self.stills}, pairs={self.pairs}, gap={self.gap:.4g})" if self.pairs else f"{shown})"
+        stills = f", stills={self.stills}" if self.pairs or self.stills != self.num_frames else ""
+        pairs = f", pairs={self.pairs}, gap={self.gap:.4g}" if self.pairs else ""
+        return f"FrameSampler({self.num_frames}, {self.sampling!r}, {self.frame_rate}{stills}{pairs})"
 
     def random_position(self) -> np.ndarray:
         """Drawn from torch's generator: one position per segment for `segments`, else one per clip."""

@@ -237,6 +237,19 @@ def test_sampler_uses_the_files_frame_rate():
     assert np.diff(FrameSampler(8, "time", 10.0)(VideoInfo(300, 0.0, 1, 1))).tolist() == [1] * 7
 
 
+SAMPLERS = st.builds(FrameSampler, st.integers(1, 6), st.sampled_from(["window", "segments", "time"]),
+                     st.sampled_from([5.0, 15.0]), st.sampled_from(["rgb", "diff", "rgb+diff"]),
+                     st.none() | st.integers(1, 6), st.sampled_from([0.04, 0.2]))
+
+
+@settings(max_examples=300)
+@given(SAMPLERS, SAMPLERS)
+def test_samplers_that_choose_other_frames_are_told_apart(one, other):
+    """What is kept is kept by their `repr`."""
+    info = VideoInfo(90, 25.0, 1, 1)
+    assert repr(one) != repr(other) or one(info).tolist() == other(info).tolist()
+
+
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
 
 

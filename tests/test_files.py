@@ -164,3 +164,7 @@ def test_what_belongs_to_one_checkpoint_is_computed_once_for_it(tmp_path):
     files.predictions.unlink()
     files.kept_table(files.predictions, compute)
     assert len(runs) == 5
+    write_json(files.sidecar, {"sha256": "another", "split": "other clips are tested"})
+    assert not files.is_current(files.predictions)
+    files.kept("latency", entry)
+    assert len(runs) == 6

@@ -174,6 +174,19 @@ def test_results_are_kept_for_this_checkpoint_only(experiment, monkeypatch):
     assert read_json(run.data.results / "behaviour" / "3d-cnn.json")["of"] == "two"
 
 
+def test_the_same_model_with_other_test_clips_is_probed_anew(experiment, tmp_path):
+    """A test clip is taken away: training gives the same checkpoint, to the bit."""
+    run = experiment(by_place(lambda x: x[:, -1] - x[:, 0], "3d"), "3d")
+    write_json(run.files.sidecar, {"sha256": "one", "split": run.data.split["sha256"]})
+    before, clips = pooled_features(run, "test"), motion_probe(run)["clips"].max()
+    fewer = run.data.table("test").iloc[1:]
+    fewer.to_csv(tmp_path / "test.csv", index=False)
+    run.data = dataclasses.replace(run.data, splits={**run.data.splits, "test": tmp_path / "test.csv"})
+    write_json(run.files.sidecar, {"sha256": "one", "split": "one clip fewer"})
+    np.testing.assert_array_equal(pooled_features(run, "test"), before[1:])
+    assert motion_probe(run)["clips"].max() == clips - 1
+
+
 @given(stills=st.integers(0, 32), pairs=st.integers(0, 32), name=st.text(min_size=1))
 def test_orders_show_every_frame_where_they_should(stills, pairs, name):
     assume(stills + pairs)

@@ -23,7 +23,8 @@ from deployment.trained import NotTrained
 from evaluation import predict_validation
 from experiment import load_or_train
 from experiment import predict as predict_part
-from metrics import apply_temperature
+from files import read_predictions
+from metrics import apply_temperature, fit_temperature
 from videos.decoding import VideoInfo, read_frames
 from videos.library import open_data
 from videos.splits import clip_file
@@ -66,8 +67,9 @@ def long_video(path, labels, count=50):
 def test_a_test_clip_gets_what_the_evaluation_gives_it(trained, kind):
     data, experiments, _ = trained
     model = load(trained, kind)
-    expected = apply_temperature(predict_part(experiments[kind]), model.references[0].temperature)
-    assert model.references[0].temperature != 1
+    temperature = fit_temperature(predict_validation(experiments[kind]))
+    assert temperature != 1
+    expected = apply_temperature(predict_part(experiments[kind]), temperature)
     for row in expected.head(3).itertuples():
         said = answer(clip_file(data.root, row.clip_path), model)
         assert said.predicted == row.predicted and said.classes == data.classes and not len(said.starts)
@@ -229,6 +231,22 @@ def test_a_group_is_no_evidence_of_what_is_usual():
     assert (grouped.unfamiliarity(new) < 1.5).all() and (single.unfamiliarity(new) > 10).all()
 
 
+def test_clips_of_one_group_are_held_out_one_by_one():
+    features, names = np.random.default_rng(3).normal(size=(30, 16)), [f"/{n}" for n in range(30)]
+    one, each = (make_reference("", features, names, ["a"] * 30, groups, np.ones(30))
+                 for groups in (["raw"] * 30, names))
+    assert one.limit == each.limit > 0
+
+
+def test_answers_are_calibrated_as_soon_as_there_are_validation_predictions(trained):
+    files = trained[1]["2d"].files
+    away = files.validation.rename(files.validation.with_suffix(".away"))
+    raw = load(trained, "2d").weights
+    away.rename(files.validation)
+    assert raw == [1.0] and load(trained, "2d").weights == [pytest.approx(1 / fit_temperature(
+        read_predictions(files.validation)))] != [1.0]
+
+
 def test_a_reference_belongs_to_one_saved_model(trained, monkeypatch):
     _, experiments, _ = trained
     files, first = experiments["2d"].files, load(trained, "2d").references[0]
@@ -294,6 +312,14 @@ def test_what_is_impossible_is_told_in_one_line(trained, command, arguments, tol
     data, *_ = trained
     status, out, _ = command(clip_file(data.root, data.table("test")["clip_path"].iloc[0]), *arguments)
     assert status.startswith("error: ") and told in status and "\n" not in status and not out
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(trained, command, tmp_path):
+    data, *_ = trained
+    (tmp_path / "file").touch()
+    status, out, _ = command(clip_file(data.root, data.table("test")["clip_path"].iloc[0]),
+                             "--json", tmp_path / "file" / "a.json")
+    assert status.startswith("error: ") and "a.json" in status and "\n" not in status and out
 
 
 @pytest.mark.parametrize("quoted", [False, True])

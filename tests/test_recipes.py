@@ -190,7 +190,7 @@ def test_curve_has_a_row_per_model_share_and_fold_and_goes_on(measured, monkeypa
     points = learning_curve(data.results)
     assert points["model"].unique().tolist() == ["2D-CNN", "3D-CNN", "logistic"] and len(points) == 12
     assert (points["low"] <= points["accuracy"]).all() and (points["accuracy"] <= points["high"]).all()
-    assert curve.draw(data).stat().st_size > 10_000
+    assert curve.draw(data, points).stat().st_size > 10_000
     write_csv(study.files.folds, folds.assign(predicted="Punch"))
     assert learning_curve(data.results)["model"].unique().tolist() == ["3D-CNN", "logistic"]
 

@@ -169,6 +169,13 @@ def test_a_card_tells_the_statistics_and_the_weak_spots(trained):
     assert "so says nothing" in fine
 
 
+@pytest.mark.parametrize("weights, says", [("none", "No pretrained weights"), ("timm", "Pretrained weights: timm"),
+                                           ("own", "Pretrained weights: own")])
+def test_a_card_says_what_the_weights_were(trained, weights, says):
+    stats = {**load_results(trained.results)["2D-CNN"], "weights": weights}
+    assert says in report.card("2D-CNN", stats, ResultFiles(trained.results, "2d", stats["backbone"]))
+
+
 def test_a_card_says_when_resampling_says_nothing(trained):
     says = {(wrong, groups): "so says nothing" in card_with(trained, wrong, groups)[0]
             for wrong in (0, 1) for groups in (1, 2)}

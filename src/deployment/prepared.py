@@ -40,7 +40,7 @@ def load_model(name: str, dataset: str, results: Path, device: str | None = None
     if name == FUSION:
         return Model("fusion of " + " and ".join(judge.title for judge in judges), judges, references,
                      _fusion_weights(judges))
-    return Model(judges[0].title, judges, references, [1 / references[0].temperature])
+    return Model(judges[0].title, judges, references, [1 / temperature_of(judges[0].files)])
 
 
 def load_judge(name: str, results: Path, device: str | None = None) -> Judge:
@@ -80,9 +80,8 @@ def _computed(judge: Judge, dataset: str) -> Reference:
                          "train it again with make run, or set SPLIT, CLASSES and SEED as they were then")
     table = data.table("train")
     seconds = table["clip_path"].map(data.facts.set_index("clip_path")["duration"])
-    return make_reference(judge.files.sha256, _features(judge, data, saved), table["clip_path"].tolist(),
-                          table["label"].tolist(), table["group"].tolist(), seconds.to_numpy(),
-                          temperature_of(judge.files))
+    return make_reference(judge.files.identity, _features(judge, data, saved), table["clip_path"].tolist(),
+                          table["label"].tolist(), table["group"].tolist(), seconds.to_numpy())
 
 
 def _features(judge: Judge, data: VideoData, saved: dict) -> np.ndarray:
@@ -102,7 +101,7 @@ def _features(judge: Judge, data: VideoData, saved: dict) -> np.ndarray:
 def _fusion_weights(judges: list[Judge]) -> list[float]:
     """Of each judge's log-probabilities, fitted to the validation predictions; kept beside the saved models."""
     path = judges[0].files.checkpoint.with_name("fusion.json")
-    of, kept = [judge.files.sha256 for judge in judges], read_json(path)
+    of, kept = [judge.files.identity for judge in judges], read_json(path)
     if kept.get("of") == of:
         return kept["weights"]
     if without := [judge.title for judge in judges if not judge.files.is_current(judge.files.validation)]:

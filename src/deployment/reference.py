@@ -22,13 +22,12 @@ class Reference:
     """What is kept of a model's training.
 
     Attributes:
-        of: sha256 of the saved model.
+        of: which saved model, as `files.ModelFiles.identity`.
         features: (N, D) float16 of unit length: the training videos, as the classifier sees them.
         clip_paths, labels: (N,) of these videos.
         centre, axes: (D,) float32, and (C, D) float32 orthonormal: what is familiar lies near this plane.
         limit: distance from it below which USUAL of the training videos lie that had no part in it.
         median_seconds, longest_seconds: lengths of the training videos.
-        temperature: by which the logarithms of probabilities are divided (Guo et al. 2017); 1 where none was fitted.
     """
 
     of: str
@@ -40,7 +39,6 @@ class Reference:
     limit: float
     median_seconds: float
     longest_seconds: float
-    temperature: float
 
     def unfamiliarity(self, features: np.ndarray) -> np.ndarray:
         """How far (W, D) features are from all that training videos are made of, (W,): above 1, farther than USUAL of
@@ -69,16 +67,17 @@ def distance(features: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.n
 
 
 def make_reference(of: str, features: np.ndarray, clip_paths: list[str], labels: list[str], groups: list[str],
-                   seconds: np.ndarray, temperature: float = 1.0) -> Reference:
-    """A reference, of (N, D) features and (N,) facts of the training videos; two groups at least."""
+                   seconds: np.ndarray) -> Reference:
+    """A reference, of (N, D) features and (N,) facts of the training videos: two at least, each its own group where all
+    have the same one."""
     from sklearn.model_selection import GroupKFold
 
+    groups = groups if len(set(groups)) > 1 else clip_paths
     features, usual = np.asarray(features, dtype=np.float32), np.empty(len(features))
     for known, held_out in GroupKFold(min(FOLDS, len(set(groups)))).split(features, groups=groups):
         usual[held_out] = distance(features[held_out], *_plane(features[known]))
     return Reference(of, unit(features).astype(np.float16), np.array(clip_paths), np.array(labels), *_plane(features),
-                     max(float(np.quantile(usual, USUAL)), 1e-6), float(np.median(seconds)), float(np.max(seconds)),
-                     temperature)
+                     max(float(np.quantile(usual, USUAL)), 1e-6), float(np.median(seconds)), float(np.max(seconds)))
 
 
 def _plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,4 +109,4 @@ def read_reference(files: ModelFiles) -> Reference | None:
         values = {name: kept[name] for name in kept.files}
     plain = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
     known = {field.name for field in fields(Reference)}
-    return Reference(**plain) if known == plain.keys() and plain["of"] == files.sha256 else None
+    return Reference(**plain) if known == plain.keys() and plain["of"] == files.identity else None

@@ -89,11 +89,15 @@ def saved_recipe(saved: dict) -> Recipe:
 
 
 def temperature_of(files: ModelFiles) -> float:
-    """Fitted to the validation predictions of this very CNN; 1 where there are none, and for classical models, whose
-    probabilities are calibrated."""
+    """By which the logarithms of probabilities are divided (Guo et al. 2017): fitted to the validation predictions of
+    this very CNN, and kept; 1 where there are none, and for classical models, whose probabilities are calibrated."""
     validation = getattr(files, "validation", None)
     if validation is None or not files.is_current(validation):
         return 1.0
-    from metrics import fit_temperature
 
-    return fit_temperature(read_predictions(validation))
+    def fitted() -> dict[str, float]:
+        from metrics import fit_temperature
+
+        return {"temperature": fit_temperature(read_predictions(validation))}
+
+    return files.kept("calibration", fitted)["temperature"]

@@ -54,7 +54,7 @@ CLASSES_DRAWN = 5  # over time: those that reach the highest probabilities, and 
 # ---------------------------------------------------------------- does it use motion?
 
 def motion_probe(experiment: Experiment) -> pd.DataFrame:
-    """The test set with the motion taken out of its clips in several ways; kept once per checkpoint.
+    """The test set with the motion taken out of its clips in several ways; kept for this very model.
 
     The variants show the model the same number of pictures: the centre view as it is; its middle frame throughout (so
     that no difference is left); its frames, or differences, in an order drawn once per clip; time reversed; and,
@@ -68,8 +68,8 @@ def motion_probe(experiment: Experiment) -> pd.DataFrame:
     files = experiment.files
     path = files.root / "behaviour" / f"{files.model_name}.json"
     kept = read_json(path)
-    if kept.get("of") != files.sha256:
-        kept = {"of": files.sha256, "motion": _probe(experiment).to_dict("records")}
+    if kept.get("of") != files.identity:
+        kept = {"of": files.identity, "motion": _probe(experiment).to_dict("records")}
         write_json(path, kept)
     return pd.DataFrame(kept["motion"])
 

@@ -153,13 +153,14 @@ def fusion_table(results: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").fillna("–")
 
 
-def folds_table(results: dict[str, dict]) -> pd.DataFrame:
-    """One row per model and fusion, the best first: every video once, predicted by a model that never saw its group.
+def folds_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per model and fusion, the best first, for what `fold_predictions` gives: every video once, predicted by a
+    model that never saw its group.
 
     Columns: videos, accuracy, its Wilson interval and that of resampled whole groups, macro F1, log loss, and the
     lowest and highest accuracy of a fold.
     """
-    tables, rows = fold_predictions(results), {}
+    rows = {}
     for title, table in tables.items():
         wilson, groups = metrics.accuracy_interval(table), metrics.group_bootstrap(table)
         by_fold = fold_table(table)["accuracy"]
@@ -176,9 +177,8 @@ def folds_table(results: dict[str, dict]) -> pd.DataFrame:
     return table.sort_values("accuracy", ascending=False, kind="stable").round(3)
 
 
-def folds_reading(results: dict[str, dict]) -> str:
+def folds_reading(results: dict[str, dict], table: pd.DataFrame) -> str:
     """The protocol and the first of `folds_table` in a few sentences; what to do where there are no folds."""
-    table = folds_table(results)
     if table.empty:
         return "No model was tested by folds (`FOLDS=0`): there is the single test set only."
     how = next(stats["folds"]["how"] for stats in results.values() if "fold_predictions" in stats)

@@ -86,8 +86,9 @@ def cross_validate(experiment: Experiment, recipe: Recipe | str, count: int,
              "seed": experiment.seed, "fitted": "train+val", "architecture": ARCHITECTURE}
     partition = experiment.seed if partition is None else partition
     planned = dataclasses.replace(experiment, model=None)  # each process builds its own
-    run = folds.FoldRun(experiment.data, experiment.files, asked, partial(_predict_fold, planned, recipe), count,
-                        partition, experiment.cache, share, partial(_compute_activations, planned, recipe))
+    run = folds.FoldRun(experiment.data, experiment.files, asked, partial(_predict_fold, planned, recipe),
+                        *folds.fold_sets(experiment.data, count, partition, experiment.cache, share),
+                        partition, experiment.cache, partial(_compute_activations, planned, recipe))
     return folds.run_all([run], _trains_small(experiment))[0]
 
 

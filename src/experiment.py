@@ -428,8 +428,9 @@ def plan(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str 
 def _with_modality(planned: Experiment) -> Experiment:
     """The experiment with the modality that `modality_scores` puts first, for features averaged over training views."""
     streams, seconds = {}, 0.0
+    built = replace(planned, recipe=replace(planned.recipe, modality="rgb")).build()  # the network is the same for both
     for name in ("rgb", "diff"):
-        its = replace(planned, recipe=replace(planned.recipe, modality=name)).build()
+        its = replace(built, recipe=replace(built.recipe, modality=name))
         clips, started, model = its.dataset("train", train=True), time.perf_counter(), its.model.eval()
         if not streams:
             its.keep([clips], "rgb+diff")  # both in one pass

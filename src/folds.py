@@ -62,11 +62,12 @@ class FoldRun:
     """A model's folds of a data set: what is kept of them, and what is to be computed.
 
     Args:
-        data, count, seed, cache, share: of the folds, as `fold_sets`.
+        data, seed, cache: of the folds, as `fold_sets`.
         files: where the tables and the statistics lie.
         asked: what decides the predictions, as plain types, apart from the clips and folds.
         predict: given a fold's data and a folder of its own in the cache, gives the predictions of its test and its
             validation part, and a few words on what was chosen; a fold of no words is not told.
+        sets, how: the folds, as `fold_sets` gives them.
         prepare: computes what all folds read, before the first one that is computed.
     """
 
@@ -74,14 +75,13 @@ class FoldRun:
     files: ModelFiles
     asked: dict
     predict: PredictFold
-    count: int
+    sets: list[VideoData]
+    how: str
     seed: int
     cache: Path
-    share: float = 1.0
     prepare: Callable[[], None] = lambda: None
 
     def __post_init__(self):
-        self.sets, self.how = fold_sets(self.data, self.count, self.seed, self.cache, self.share)
         clips = [path for part in self.data.splits for path in self.data.table(part)["clip_path"]]
         content = [file_hash(clip_file(self.data.root, path)) for path in clips]
         identity = [self.asked, self.data.name, content, [its.split["sha256"] for its in self.sets], self.seed]

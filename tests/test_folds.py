@@ -143,7 +143,8 @@ class Guesses:
 
 def validated(data, predict, cache, asked=None, count=5, seed=0, model="some"):
     files = ModelFiles(data.results, model, "deep_learning", ".pth")
-    return folds.run_all([folds.FoldRun(data, files, asked or {"a": 1}, predict, count, seed, cache)])[0], files
+    run = folds.FoldRun(data, files, asked or {"a": 1}, predict, *fold_sets(data, count, seed, cache), seed, cache)
+    return folds.run_all([run])[0], files
 
 
 def test_every_video_is_predicted_once_and_kept(data, tmp_path):

@@ -29,7 +29,7 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, CoalesceStreamsPrep
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from cluster import asked_cluster
-from comparison import comparison_table, folds_table, lacking, load_results
+from comparison import comparison_table, fold_predictions, folds_table, lacking, load_results
 from config import CACHE, DEFAULT_BACKBONE, NUMBERS, ROOT, asked_backbone, asked_number
 from files import atomic_path, file_hash, read_json, shown, write_json
 from machine import cores, hardware_line
@@ -213,7 +213,7 @@ def headline(data: VideoData) -> str:
     there is none."""
     try:
         results = load_results(data.results, data.split["sha256"])
-        table, folds = comparison_table(results), folds_table(results)
+        table, folds = comparison_table(results), folds_table(fold_predictions(results))
     except (FileNotFoundError, ValueError) as error:
         return f"no headline table yet: {error}"
     environment, more = next(iter(results.values()))["environment"], lacking(results)

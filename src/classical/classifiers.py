@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -341,19 +341,20 @@ def evaluate(model: ClassicalModel) -> pd.DataFrame:
 
 
 def cross_validate(models: Sequence[ClassicalModel], count: int, share: float = 1.0) -> dict[str, pd.DataFrame]:
-    """Models tuned, fitted and tested by `count` folds of whole groups, all side by side; tables, by the models'
-    titles, and files as `folds.run_all`.
+    """Models of one data set and seed, tuned, fitted and tested by `count` folds of whole groups, all side by side;
+    tables, by the models' titles, and files as `folds.run_all`.
 
     `share` of each fold's training groups is kept, as by `splits.thinned`.
 
     The validation part is tuned and fitted on with the training part, as everywhere; its own predictions, which fusion
     is fitted to, are of a second model with the same parameters, fitted to the training part alone.
     """
-    runs = []
+    runs, first = [], models[0]
+    sets, how = folds.fold_sets(first.data, count, first.seed, first.cache, share)
     for model in models:
         its, asked = replace(model, pipeline=None), {k: v for k, v in _asked(model).items() if k != "split"}
-        runs.append(folds.FoldRun(model.data, model.files, asked, partial(_predict_fold, its), count, model.seed,
-                                  model.cache, share, partial(_describe, its)))
+        runs.append(folds.FoldRun(model.data, model.files, asked, partial(_predict_fold, its), sets, how, model.seed,
+                                  model.cache, partial(_describe, its)))
     tables = dict(zip((model.title for model in models), folds.run_all(runs), strict=True))
     for title, table in tables.items():
         right = (table["label"] == table["predicted"]).mean()
@@ -382,24 +383,32 @@ def measure_latency(model: ClassicalModel) -> dict[str, float]:
     """Seconds for one clip, warm, medians over test clips; measured once and kept.
 
     They are `decode`, `descriptors`, `model` and `total`; `clips` is how many were measured. As for the CNNs,
-    `inference_time` in the statistics is without decoding: descriptors and model.
+    `inference_time` in the statistics is without decoding: descriptors and model. In one process, models of the same
+    clips share the first two.
     """
     def measure() -> dict[str, float]:
         clips, seconds = model.data.table("test")["clip_path"].head(LATENCY_CLIPS).tolist(), []
-        for clip in [clips[0], *clips]:  # the first warms up
-            times = [time.perf_counter()]
-            pairs = descriptors.read_pairs(clip_file(model.data.root, clip))
-            times.append(time.perf_counter())
-            described = descriptors.describe_pairs(*pairs)
+        for number, clip in enumerate([clips[0], *clips]):  # the first warms up
+            described, *before = _timed_description(clip_file(model.data.root, clip), warm=number > 0)
             row = np.hstack([described[name].ravel() for name in MODELS[model.name].inputs], dtype=np.float32)[None]
-            times.append(time.perf_counter())
+            started = time.perf_counter()
             model.pipeline.predict_proba(row)
-            seconds.append(np.diff([*times, time.perf_counter()]))
+            seconds.append([*before, time.perf_counter() - started])
         parts = dict(zip(("decode", "descriptors", "model"), np.median(seconds[1:], axis=0).tolist(), strict=True))
         update_json(model.files.stats, inference_time=parts["descriptors"] + parts["model"])
         return {**parts, "total": sum(parts.values()), "clips": len(clips)}
 
     return model.files.kept("latency", measure)
+
+
+@lru_cache(LATENCY_CLIPS + 1)
+def _timed_description(file: Path, warm: bool) -> tuple[dict[str, np.ndarray], float, float]:
+    """A clip's descriptors, the seconds of its decoding and those of describing it; `warm`: after another one."""
+    started = time.perf_counter()
+    pairs = descriptors.read_pairs(file)
+    decoded = time.perf_counter()
+    described = descriptors.describe_pairs(*pairs)
+    return described, decoded - started, time.perf_counter() - decoded
 
 
 def summary(root: Path) -> pd.DataFrame:
@@ -431,7 +440,9 @@ def ablation(model: ClassicalModel) -> pd.DataFrame:
         rows, y = [], test["label"].map(data.class_map)
         for title, families in {**chosen, "both": list(FAMILIES)}.items():
             x, part = (np.hstack([of[family] for family in families]) for of in (fitted_on, tested_on))
-            tuned, found = tune(MODELS[model.name], x, table, data, model.seed)
+            whole = tuple(families) == MODELS[model.name].inputs  # the model itself
+            tuned, found = ((model.pipeline, model.stats) if whole else
+                            tune(MODELS[model.name], x, table, data, model.seed, cores()))
             rows.append({"descriptors": title, "dimensions": part.shape[1], "cv accuracy": found["cv_mean"],
                          "cv std": found["cv_std"], "test accuracy": float(tuned.score(part, y))})
         return {"rows": rows}

@@ -28,7 +28,7 @@ import plots
 from classical import classifiers
 from comparison import curve_reading, learning_curve
 from config import CACHE, asked_number, get_recipe
-from experiment import plan
+from experiment import untrained
 from files import ClassicalFiles, read_json, shown, write_csv
 from folds import fold_sets, fold_table
 from models import WeightsError, choose_source
@@ -54,7 +54,7 @@ def learners(root: Path, weights: str, count: int, seed: int, cache: Path = CACH
         planned = dataclasses.replace(recipe, modality="diff") if recipe.modality == "auto" else recipe
 
         def predict(data: VideoData, share: float) -> pd.DataFrame:
-            experiment = plan(data, planned, source, seed, cache=cache).build()
+            experiment = untrained(data, planned, source, seed, cache=cache)
             return evaluation.cross_validate(experiment, recipe, count, seed, share)
 
         return predict

@@ -27,7 +27,7 @@ from classical import classifiers
 from comparison import FUSIONS, fold_predictions, fusion_title
 from config import CACHE, NETWORKS, RESULTS, ROOT, Recipe, get_recipe, name_list, title_of
 from evaluation import count_flops, cross_validate, measure_latency
-from experiment import Experiment, plan
+from experiment import Experiment, untrained
 from files import atomic_path, file_hash, read_json, read_predictions, shown, update_json
 from machine import commit, environment, hardware_line
 from models import WeightsError, choose_backbone, choose_source, weights_file
@@ -162,7 +162,7 @@ def _fused(data: VideoData, sources: dict[str, str], partition: int, cache: Path
     models = {}
     for kind, source in sources.items():
         recipe = get_recipe("recommended", kind)
-        experiment = plan(data, dataclasses.replace(recipe, modality="rgb+diff"), source, SEED, cache=cache).build()
+        experiment = untrained(data, dataclasses.replace(recipe, modality="rgb+diff"), source, SEED, cache=cache)
         cross_validate(experiment, recipe, FOLDS, partition)
         models[f"{kind.upper()}-CNN"] = experiment.files
     for name in ("fisher_svm", "rbf_svm"):
@@ -186,7 +186,7 @@ def _replaced(old: dict, new: dict) -> bool:
 def _measured(data: VideoData, recipe: Recipe, source: str, partition: int, costs: list[dict], cache: Path) -> dict:
     """Scores of a recipe by folds, and its cost: one of `costs`, where it was measured before."""
     planned = dataclasses.replace(recipe, modality="rgb+diff") if recipe.modality == "auto" else recipe
-    experiment = plan(data, planned, source, SEED, cache=cache).build()
+    experiment = untrained(data, planned, source, SEED, cache=cache)
     scores = part_scores(cross_validate(experiment, recipe, FOLDS, partition))
     cost = costs[0] if costs else video_cost(experiment)
     return {"scores": scores, "cost": cost, "hardware": hardware_line(environment(experiment.device))}

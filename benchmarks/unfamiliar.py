@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from config import CACHE, RESULTS, asked_number, get_recipe
 from deployment.reference import COMPONENTS, distance, make_reference, unit
 from evaluation import train_on
-from experiment import Experiment, plan
+from experiment import Experiment, untrained
 from files import atomic_path, shown
 from folds import fold_sets
 from machine import environment, hardware_line
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         for kind in ("2d", "3d"):
             source = choose_source(kind, weights)
             for number, data in enumerate(fold_sets(own, FOLDS, seed, CACHE)[0], 1):
-                experiment = plan(data, get_recipe("recommended", kind), source, seed).build()
+                experiment = untrained(data, get_recipe("recommended", kind), source, seed)
                 last = CACHE / "folds" / f"unfamiliar_{own.name}_{kind}.pth"
                 train_on(experiment, ["train"], last)
                 last.unlink(missing_ok=True)

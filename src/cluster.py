@@ -66,7 +66,7 @@ def connected(address: str):
 
 
 def shared_out(work: Callable, items: Sequence, address: str, gpu: bool = False, chunk: int = 1,
-               workers: int | None = None, errors: type[Exception] | tuple = ()) -> Iterator[tuple[int, object]]:
+               errors: type[Exception] | tuple = ()) -> Iterator[tuple[int, object]]:
     """`work` of each item, in the workers of a cluster: the item's number and what came of it, as it comes.
 
     Each worker holds one copy of `work` and a core, of which it makes one thread; where a GPU is needed, several have
@@ -78,7 +78,6 @@ def shared_out(work: Callable, items: Sequence, address: str, gpu: bool = False,
         work: what is picklable and called with an item.
         gpu: whether a worker needs a GPU.
         chunk: items that are handed over at a time; more than one where they take milliseconds.
-        workers: how many; None takes as many as there is room for now.
         errors: of `work` that are results of their items, and no end of all.
 
     Yields:
@@ -94,7 +93,7 @@ def shared_out(work: Callable, items: Sequence, address: str, gpu: bool = False,
     room = int(there.get("GPU", 0) * share if gpu else there.get("CPU", 0))
     actor = ray.remote(num_cpus=1, num_gpus=1 / share if gpu else 0, max_restarts=-1)(_Worker)
     kept = [ray.put((work, errors))]  # in a list it is handed over as it is: each worker fetches it once
-    crew = [actor.remote() for _ in range(workers or max(room, 1))]
+    crew = [actor.remote() for _ in range(max(room, 1))]
     try:
         yield from _Flights(ray, crew, kept, items, chunk).results()
     finally:

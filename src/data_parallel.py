@@ -68,7 +68,7 @@ class MicroBatched(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (model,), (first, step) = self._whole, team()
-        features, decide = model.parted(model.cut)
+        features, decide = model.parted()
         decide.training = self.training
         draws = int(torch.randint(DRAWS, ())) if self.training else 0
         mine = x.split(self.size) if len(x) else ()

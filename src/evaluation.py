@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import folds
 from config import Recipe, get_recipe
-from experiment import Experiment, plan, predict, prediction_table, untrained, view_probabilities
+from experiment import Experiment, predict, prediction_table, untrained, view_probabilities
 from files import file_hash, save_array, update_json
 from machine import computes_bfloat16, memory_mb
 from metrics import classification_metrics, negative_log_likelihood
@@ -96,7 +96,7 @@ def _predict_fold(planned: Experiment, recipe: Recipe, data: VideoData,
                   folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     settings = planned.source, planned.seed, planned.files.backbone, planned.device, planned.cache
     with redirect_stdout(io.StringIO()):  # a fold is told in one line
-        first = plan(data, recipe, *settings).build()
+        first = untrained(data, recipe, *settings)
         chosen = train_on(first, ["train"], folder / "last.pth")
         validation = predict(first, "val")
         again = untrained(data, first.recipe, *settings)

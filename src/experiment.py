@@ -62,7 +62,6 @@ class Experiment:
         source: of the pretrained weights, as `choose_source` gives it.
         reloaded: whether the model's weights are those of a checkpoint.
         request: what identifies the training; the sidecar of the checkpoint holds it.
-        deterministic: as `load_or_train`.
         feature_seconds: spent on the frozen trunk's activations for training.
     """
 
@@ -76,7 +75,6 @@ class Experiment:
     source: str = "none"
     reloaded: bool = False
     request: dict = field(default_factory=dict)
-    deterministic: bool = True
     feature_seconds: float = 0.0
 
     @property
@@ -206,7 +204,7 @@ class Experiment:
 
     def build(self) -> Experiment:
         """Builds the model."""
-        seed_everything(self.seed, self.deterministic)
+        seed_everything(self.seed)
         return self.adopt(build_model(self.recipe, len(self.data.classes), self.initial_weights, self.files.backbone))
 
     def adopt(self, model: VideoModel) -> Experiment:
@@ -259,8 +257,7 @@ class Experiment:
         """
         settings = {"epochs": self.recipe.epochs, "seed": self.seed, "last": self.files.last, **settings}
         training = Training(trained, optimizer, scheduler, stopping, request=json.dumps(self.request, sort_keys=True),
-                            history=self.history if self.reloaded else None, deterministic=self.deterministic,
-                            monitor=self.recipe.monitor, **settings)
+                            history=self.history if self.reloaded else None, monitor=self.recipe.monitor, **settings)
         training.feature_seconds = self.feature_seconds
         return training
 
@@ -341,8 +338,7 @@ def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
 # ---------------------------------------------------------------- reload or train
 
 def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", weights: str = "auto", seed: int = 42,
-            backbone: str | None = None, device: str | None = None, cache: Path = CACHE,
-            deterministic: bool = True) -> Experiment:
+            backbone: str | None = None, device: str | None = None, cache: Path = CACHE) -> Experiment:
     """What is to be done: a reload when the saved model is what is asked for; otherwise one line says what differs.
 
     Arguments and errors as `load_or_train`. The model itself is left to `Experiment.build`, or to the caller.
@@ -369,7 +365,7 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
         return Experiment(data, as_saved, None, files, accelerator(device), saved["seed"], cache, saved["weights"],
                           reloaded=True)
     print(f"training the {kind.upper()}-CNN: {'; '.join(reasons)}")
-    planned = plan(data, recipe, choose_source(kind, weights, backbone), seed, backbone, device, cache, deterministic)
+    planned = plan(data, recipe, choose_source(kind, weights, backbone), seed, backbone, device, cache)
     backbone = planned.files.backbone
     planned.request = {**asked, "weights": planned.source, "recipe": recipe.resolved(backbone).to_dict(),
                        "modality": planned.recipe.modality, "backbone": backbone}
@@ -378,7 +374,7 @@ def prepare(kind: str, data: VideoData, recipe: Recipe | str = "recommended", we
 
 def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommended", weights: str = "auto",
                   seed: int = 42, backbone: str | None = None, device: str | None = None,
-                  cache: Path = CACHE, deterministic: bool = True) -> Experiment:
+                  cache: Path = CACHE) -> Experiment:
     """Reloads the model when the saved one is what is asked for; otherwise trains it and saves it.
 
     A training that was interrupted goes on after its last whole epoch. A saved model that differs is moved to the
@@ -389,18 +385,16 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
         data: from `open_data`.
         recipe: a name, or a `Recipe`.
         weights: one of `networks.SOURCES`; `auto` also accepts what a saved model was trained with.
-        seed: of initial values, augmentation and order.
+        seed: of initial values, augmentation and order: the same one gives the same training to the last bit.
         backbone: one of `config.NETWORKS` of this kind; None takes the one that goes with the weights.
         device: None takes CUDA, else Apple's MPS, else the CPU.
         cache: where activations are kept.
-        deterministic: the same seed gives the same training to the last bit. Where it is off, cuDNN tries its kernels
-            and takes the fastest, which may differ from run to run; on a CPU it changes nothing.
 
     Raises:
         WeightsError: the pretrained weights can't be had.
         VideoError, FileNotFoundError, ValueError: from the data; or network, weights and recipe don't go together.
     """
-    experiment = prepare(kind, data, recipe, weights, seed, backbone, device, cache, deterministic).build()
+    experiment = prepare(kind, data, recipe, weights, seed, backbone, device, cache).build()
     if not experiment.reloaded:
         train_ds, val_ds, _ = (experiment.dataset(part, train=part == "train") for part in ("train", "val", "test"))
         train_loader, val_loader = experiment.loader(train_ds), experiment.loader(val_ds)
@@ -410,7 +404,7 @@ def load_or_train(kind: str, data: VideoData, recipe: Recipe | str = "recommende
 
 
 def plan(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str | None = None,
-         device: str | torch.device | None = None, cache: Path = CACHE, deterministic: bool = True) -> Experiment:
+         device: str | torch.device | None = None, cache: Path = CACHE) -> Experiment:
     """An experiment without its model; arguments as `load_or_train`, but for `source`, which `choose_source` gives.
 
     The modality `auto` is settled here, by the training part alone.
@@ -420,7 +414,7 @@ def plan(data: VideoData, recipe: Recipe, source: str, seed: int, backbone: str 
     """
     backbone = choose_backbone(recipe.kind, source, backbone)
     planned = Experiment(data, recipe.resolved(backbone), None, ResultFiles(data.results, recipe.kind, backbone),
-                         accelerator(device), seed, cache, source, deterministic=deterministic)
+                         accelerator(device), seed, cache, source)
     return _with_modality(planned) if recipe.modality == "auto" else planned
 
 

@@ -312,12 +312,12 @@ class VideoModel(nn.Module):
             return self.head
         return self._behind_pooling(behind)
 
-    def parted(self, start: int = 0) -> tuple[Callable, nn.Module]:
-        """What follows the first `start` stages, in two: from what they give to (B, D) features pooled over time, each
+    def parted(self) -> tuple[Callable, nn.Module]:
+        """What follows the frozen stages, in two: from what they give to (B, D) features pooled over time, each
         clip by itself but for BatchNorm; and from these, of a whole batch, to logits."""
         def features(x: torch.Tensor) -> torch.Tensor:
             return torch.cat([_first(pool)(above(stream)) for (above, pool, _), stream in
-                              zip(self.branches(start), self.split(x, start), strict=True)], dim=1)
+                              zip(self.branches(self.cut), self.split(x, self.cut), strict=True)], dim=1)
 
         return features, self._behind_pooling()
 

@@ -24,13 +24,12 @@ LINES = 12  # about, that a training prints
 HISTORY = ("train_losses", "train_accs", "val_losses", "val_accs")
 
 
-def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seeds Python, NumPy and torch; `deterministic` also forbids cuDNN's autotuned (unrepeatable) kernels."""
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch, and forbids cuDNN's autotuned (unrepeatable) kernels."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # CUDA's generators too
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 # ---------------------------------------------------------------- one epoch
@@ -189,7 +188,6 @@ class Training:
         last: file of the state after the last whole epoch, whose name is given the request's hash; None keeps none.
         request: what identifies the training: the state of another one is neither resumed nor overwritten.
         history: of a training that is over: no epoch is left.
-        deterministic: as `seed_everything`.
         monitor: the best epoch is the last one whose validation `loss` was no worse than the lowest, as `stopping`
             judges, or the one of the highest validation `accuracy` and, among equals, the lowest loss.
         report: told a line per epoch, or per few where there are many; None tells nothing.
@@ -202,11 +200,11 @@ class Training:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler,
                  stopping: EarlyStopping | None, epochs: int, *, seed: int = 0, last: Path | None = None,
-                 request: str = "", history: dict[str, list[float]] | None = None, deterministic: bool = True,
-                 monitor: str = "loss", report: Callable[[str], None] | None = print):
+                 request: str = "", history: dict[str, list[float]] | None = None, monitor: str = "loss",
+                 report: Callable[[str], None] | None = print):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.stopping, self.epochs = stopping, epochs
-        self.seed, self.request, self.deterministic = seed, request, deterministic
+        self.seed, self.request = seed, request
         self.last = last and last.with_stem(f"{last.stem}-{hashlib.sha256(request.encode()).hexdigest()[:8]}")
         self.monitor = monitor
         self.report = report or (lambda line: None)
@@ -218,7 +216,7 @@ class Training:
             for epoch in range(1, len(self.history["val_accs"]) + 1):
                 self._tell(epoch)
         else:
-            seed_everything(self.seed, self.deterministic)
+            seed_everything(self.seed)
             self._resume()
             yield from self._epochs_left()
             self.finished = True

@@ -35,6 +35,7 @@ STAGE_H, STAGE_W, GROUND = 600, 800, 490
 SKINS = ((250, 214, 186), (232, 186, 150), (205, 150, 112), (160, 108, 76), (118, 78, 56), (84, 56, 42))
 HAIRS = ((30, 24, 22), (62, 42, 30), (104, 68, 40), (176, 134, 78), (120, 116, 112))
 ARC = np.linspace(-np.pi / 2, np.pi / 2, 7)
+ENDS = np.exp(1j * np.concatenate([np.pi + ARC, ARC]))  # of a limb along x, behind and before
 CIRCLE = np.stack([np.cos(np.arange(14) * np.pi / 7), np.sin(np.arange(14) * np.pi / 7)], axis=1)
 
 # Head outlines in head radii, x to the face's side, y down.
@@ -83,12 +84,13 @@ def rectangle(image, x0, y0, x1, y1, colour) -> None:
 
 def capsule(a, b, ra, rb, bulge=0.0) -> np.ndarray:
     """Outline of a tapered limb from `a` (radius ra) to `b` (radius rb), thicker at 40 % of it by `bulge`."""
-    angle = np.arctan2(*(b - a)[::-1])
-    ends = np.concatenate([angle + np.pi + ARC, angle + ARC])
-    unit = np.stack([np.cos(ends), np.sin(ends)], axis=1)
+    a, b = complex(*a), complex(*b)
+    unit = ENDS * ((b - a) / abs(b - a) if a != b else 1)
     side = (0.6 * ra + 0.4 * rb) * (1 + bulge) * unit[7]
-    middle = a + 0.4 * (b - a)
-    return np.concatenate([a + ra * unit[:7], [middle + side], b + rb * unit[7:], [middle - side]])
+    middle, outline = a + 0.4 * (b - a), np.empty(16, complex)
+    outline[:7], outline[7] = a + ra * unit[:7], middle + side
+    outline[8:15], outline[15] = b + rb * unit[7:], middle - side
+    return outline.view(float).reshape(16, 2)
 
 
 def limb(image, a, b, ra, rb, colour, bulge=0.0) -> None:

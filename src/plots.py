@@ -28,7 +28,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.preprocessing import minmax_scale
 
 from files import atomic_path
-from metrics import MANY, coverage_curve, reliability
+from metrics import MANY, TOP, coverage_curve, reliability
 
 PALETTE = sns.color_palette("colorblind")
 FINER = 1.5  # pixels of a drawn figure to one of the screen
@@ -488,12 +488,21 @@ def probability_lines(table: pd.DataFrame, ax: Axes) -> None:
     """What `interpretation.probabilities_over_time` gives, one line per class."""
     table.plot(ax=ax, marker="o", markersize=3, legend=False)
     ax.set(xlabel="seconds", ylabel="probability", ylim=(-0.03, 1.03))
+    if np.ptp(table.index) < 0.1:  # of a clip that each view takes whole
+        ax.set_xlim(table.index[0] - 0.5, table.index[0] + 0.5)
     legend(ax, ax.lines, table.columns, fontsize=7)
 
 
 def probabilities_over_time(edges: np.ndarray, shares: np.ndarray, classes: list[str], ax: Axes,
                             changes: Iterable[float] = ()) -> None:
-    """A long video's class probabilities, (S, K) between (S + 1,) seconds, stacked; seconds of `changes` are dashed."""
+    """A long video's class probabilities, (S, K) between (S + 1,) seconds, stacked; seconds of `changes` are dashed.
+
+    Of MANY classes the TOP that reach the highest are drawn, and all others as one.
+    """
+    if len(classes) > MANY:
+        drawn = np.sort(np.argsort(-shares.max(axis=0), kind="stable")[:TOP])
+        shares = np.hstack([shares[:, drawn], 1 - shares[:, drawn].sum(axis=1, keepdims=True)])
+        classes = [*(classes[i] for i in drawn), f"{len(classes) - TOP} others"]
     colours = sns.color_palette(n_colors=len(classes))
     areas = ax.stackplot(edges, np.vstack([shares, shares[-1:]]).T, step="post", colors=colours, alpha=0.85)
     for second in changes:

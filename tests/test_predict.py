@@ -3,20 +3,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import av
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import plots
 import predict
 import synthetic
 from classical import classifiers
 from config import ROOT, get_recipe
 from conftest import moving_square, write_video
 from deployment.answer import Answer, Model, answer, plan
+from deployment.display import answers_table
 from deployment.prepared import load_judge, load_model
 from deployment.reference import Reference, make_reference, read_reference
 from deployment.trained import NotTrained
@@ -205,6 +209,23 @@ def test_every_length_has_a_plan(frames, fps, median, more):
     if len(its.windows):
         assert its.windows[0, 0] == 0 and its.windows[-1, 1] == frames
         assert (np.diff(its.windows[:, 0]) > 0).all() and (its.windows[1:, 0] <= its.windows[:-1, 1]).all()
+
+
+def test_an_answer_of_many_classes_is_shown_by_the_most_probable():
+    shares = np.random.default_rng(0).dirichlet(np.ones(101), 3)
+    names = [f"class {n}" for n in range(101)]
+    said = Answer(Path("a.mp4"), "one", 3.0, names, shares.mean(axis=0), 0.5, [], np.arange(3.0), np.arange(1.0, 4),
+                  shares, np.ones(3))
+    row = answers_table([said]).iloc[0]
+    best = np.sort(said.probabilities)[::-1]
+    assert len(row) == 6 and row["predicted"] == said.predicted and row["next"] in names
+    assert [row["probability"], row["its probability"]] == best[:2].tolist()
+    figure, ax = plt.subplots()
+    plots.probabilities_over_time(np.arange(4.0), shares, names, ax)
+    drawn = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert drawn[-1] == "96 others" and {names[n] for n in shares.max(axis=0).argsort()[-5:]} == {*drawn[:-1]}
+    assert max(path.vertices[:, 1].max() for its in ax.collections for path in its.get_paths()) == pytest.approx(1)
+    plt.close(figure)
 
 
 # ---------------------------------------------------------------- how far from the training

@@ -12,14 +12,23 @@ import pandas as pd
 
 from deployment.annotate import annotate
 from deployment.answer import Answer
+from metrics import MANY
 
 
 def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
-    """One row per answer: the video's name, model, seconds, predicted class, a probability per class, unfamiliarity."""
+    """One row per answer: the video's name, model, seconds, predicted class, a probability per class (of MANY classes,
+    those of the predicted one and of the next), unfamiliarity."""
     rows = [{"video": its.file.name, "model": its.model, "seconds": its.seconds, "predicted": its.predicted,
-             **dict(zip(its.classes, its.probabilities, strict=True)), "unfamiliarity": its.unfamiliarity}
-            for its in answers]
+             **_probabilities(its), "unfamiliarity": its.unfamiliarity} for its in answers]
     return pd.DataFrame(rows).set_index(["video", "model"])
+
+
+def _probabilities(its: Answer) -> dict[str, float | str]:
+    if len(its.classes) <= MANY:
+        return dict(zip(its.classes, its.probabilities, strict=True))
+    first, second = (-its.probabilities).argsort(kind="stable")[:2]
+    return {"probability": its.probabilities[first], "next": its.classes[second],
+            "its probability": its.probabilities[second]}
 
 
 def player(answer: Answer, width: int = 320) -> str:

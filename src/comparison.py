@@ -274,8 +274,9 @@ def provenance(results: dict[str, dict]) -> str:
     """Where the compared figures come from, in Markdown."""
     first = next(iter(results.values()))
     synthetic = " (**rendered, synthetic clips**: these scores say nothing about real video)"
-    dataset, classes = in_markdown(first["dataset"]), ", ".join(map(in_markdown, first["classes"]))
-    lines = [f"- data set **{dataset}**{synthetic if first['dataset'] == 'demo' else ''}, classes {classes}",
+    dataset, count = in_markdown(first["dataset"]), len(first["classes"])
+    classes = f"{count} classes" if count > metrics.MANY else f"classes {', '.join(map(in_markdown, first['classes']))}"
+    lines = [f"- data set **{dataset}**{synthetic if first['dataset'] == 'demo' else ''}, {classes}",
              f"- split {first['split']['kind']} ({first['split']['sha256'][:12]}), {first['test_clips']} test videos"
              f"{left_out(first['split'])}, groups shared between parts: {first['split']['shared_groups']}"]
     lines += [f"- {title}: {stats['network']}, weights {stats['weights']}, recipe {stats['recipe']['name']}, "

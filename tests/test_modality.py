@@ -143,7 +143,7 @@ def test_nothing_is_cut_away_of_the_whole_frame(tmp_path, class_map, train):
         lit[framing] = [clip[:, y, x].min() for y in (2, -3) for x in (2, -3)]
         if framing == "whole":
             assert clip.shape[1:3] == (64, 64) and (clip[:, 20:44, 20:44] < 40).all()
-    assert min(lit["whole"]) > 150
+    assert min(lit["whole"]) > 120  # brightness and contrast leave 0.49 of white at least
     assert train or max(lit["preset"]) == 0
 
 

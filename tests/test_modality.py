@@ -139,11 +139,12 @@ def test_nothing_is_cut_away_of_the_whole_frame(tmp_path, class_map, train):
     for framing in ("whole", "preset"):
         recipe = small("2d", "rgb", framing=framing)
         dataset = clip_of(tmp_path, class_map, recipe, frames=frames, train=train)
+        torch.manual_seed(1)  # brightness and contrast can leave half of the white, and here leave more
         clip = denormalize(dataset[0][0], preprocessing_of("efficientnet_lite0"))
         lit[framing] = [clip[:, y, x].min() for y in (2, -3) for x in (2, -3)]
         if framing == "whole":
             assert clip.shape[1:3] == (64, 64) and (clip[:, 20:44, 20:44] < 40).all()
-    assert min(lit["whole"]) > 120  # brightness and contrast leave 0.49 of white at least
+    assert min(lit["whole"]) > 150
     assert train or max(lit["preset"]) == 0
 
 
